@@ -1,0 +1,28 @@
+"""Adaptive constraints for existing trainers.
+
+A `Guard` holds `Constraint` objects; an adapter (``guardrails_trl``, ``guardrails_sb3``) feeds it what
+the host measured and applies what it decides. Any other loop calls ``guard.step(Rollout(...))`` itself.
+"""
+
+from guardrails.constraint import Constraint
+from guardrails.decision import ConstraintDecision, Decision, Reason
+from guardrails.errors import AttachError, ConfigurationError, GuardrailsError, RolloutError, StateError
+from guardrails.guard import Guard
+from guardrails.rollout import Rollout
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AttachError",
+    "ConfigurationError",
+    "Constraint",
+    "ConstraintDecision",
+    "Decision",
+    "Guard",
+    "GuardrailsError",
+    "Reason",
+    "Rollout",
+    "RolloutError",
+    "StateError",
+    "__version__",
+]

@@ -1,0 +1,137 @@
+"""Constraint: what is bounded, by how much, and who decides how hard it is enforced."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from guardrails.errors import ConfigurationError
+from guardrails.rollout import FloatArray
+from guardrails.schedulers.base import ConstraintScheduler, check_number
+from guardrails.schedulers.pid import PID
+
+CostFunction = Callable[..., Any]
+
+
+class Measured(NamedTuple):
+    """Costs of one step after sanitising.
+
+    Args:
+        cost: mean cost J, finite; NaN when there were no rows.
+        rows: ``(n_rows,)`` finite costs, with unmeasurable rows set to the worst value.
+        invalid_rows: how many rows were NaN or infinite.
+    """
+
+    cost: float
+    rows: FloatArray
+    invalid_rows: int
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A bound on a mean cost: J ≤ limit, or J ≥ limit with ``sense=">="``.
+
+    J is the mean over a step's rows of the cost of a row: the undiscounted sum over an RL episode,
+    or the value of one completion.
+
+    Args:
+        name: what logs, states and errors call it; unique in a guard, without ``/``.
+        limit: d ≥ 0, in the cost's own unit.
+        cost: where a row's cost comes from. For TRL a function with the signature of a reward
+            function, or several, whose values are summed; for Stable-Baselines3 a key of ``info`` or
+            a function ``info -> float``, summed over the episode. ``None`` reads the key or column
+            that bears the constraint's name.
+        scheduler: how the multiplier follows the violation. Default `PID()`.
+        sense: ``"<="`` for an upper limit, ``">="`` for a lower one.
+        scale: the violation, in the cost's unit, that a scheduler sees as 1. Default: the limit
+            itself, so one set of gains serves limits of 0.05 and of 25.
+
+    Raises:
+        ConfigurationError: if the limit is negative or not finite, or is 0 with no ``scale``.
+
+    Example:
+        >>> constraint = Constraint("toxicity", limit=0.05)
+        >>> constraint.measure(np.array([0.0, 0.2])).cost
+        0.1
+    """
+
+    name: str
+    limit: float
+    cost: CostFunction | Sequence[CostFunction] | str | None = None
+    scheduler: ConstraintScheduler[Any] = field(default_factory=PID)
+    sense: Literal["<=", ">="] = "<="
+    scale: float | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name.strip() or "/" in self.name:
+            raise ConfigurationError(
+                f"A constraint's name must be a non-empty string without '/', not {self.name!r}: loggers group by '/'."
+            )
+        owner = f"Constraint '{self.name}'"
+        object.__setattr__(self, "limit", check_number(owner, "limit", self.limit, low=0.0))
+        if self.sense not in ("<=", ">="):
+            raise ConfigurationError(f"{owner}: sense is {self.sense!r}; give '<=' (at most) or '>=' (at least).")
+        if not isinstance(self.scheduler, ConstraintScheduler):
+            raise ConfigurationError(
+                f"{owner}: scheduler is {self.scheduler!r}; give an instance such as PID() or DualAscent()."
+            )
+        if self.scale is None:
+            if self.limit == 0.0:
+                raise ConfigurationError(
+                    f"{owner}: a limit of 0 has no scale to measure violations by. Give scale=, the violation in the "
+                    "cost's unit that counts as 1."
+                )
+        else:
+            object.__setattr__(self, "scale", check_number(owner, "scale", self.scale, low=0.0, open_low=True))
+        self._check_cost(owner)
+
+    def _check_cost(self, owner: str) -> None:
+        cost = self.cost
+        if cost is None or isinstance(cost, str) or callable(cost):
+            return
+        if isinstance(cost, Sequence) and cost and all(callable(function) for function in cost):
+            object.__setattr__(self, "cost", tuple(cost))
+            return
+        raise ConfigurationError(
+            f"{owner}: cost is {cost!r}; give a function, a non-empty list of functions, or the name of a key."
+        )
+
+    @property
+    def violation_scale(self) -> float:
+        """The violation, in the cost's unit, that a scheduler sees as 1."""
+        return self.limit if self.scale is None else self.scale
+
+    def violation(self, cost: float) -> float:
+        """Return J - d, or d - J for a lower limit: positive when violated, in the cost's unit."""
+        return cost - self.limit if self.sense == "<=" else self.limit - cost
+
+    def measure(self, costs: FloatArray) -> Measured:
+        """Return J of a step, with NaN and infinite costs counted as violations.
+
+        An unmeasurable row takes the worst finite cost of the step or one scale beyond the limit,
+        whichever is worse; and J itself is at least the share of such rows beyond the limit, so that
+        a cost function cannot loosen a constraint by failing.
+
+        Args:
+            costs: ``(n_rows,)`` float64.
+        """
+        n_rows = costs.size
+        if n_rows == 0:
+            return Measured(math.nan, costs, 0)
+        total = float(costs.sum())
+        if math.isfinite(total):
+            return Measured(total / n_rows, costs, 0)
+        bad = ~np.isfinite(costs)
+        invalid = int(bad.sum())
+        sign = 1.0 if self.sense == "<=" else -1.0
+        signed = np.where(bad, -np.inf, sign * costs)
+        floor = sign * self.limit + self.violation_scale
+        rows = np.where(bad, max(floor, float(signed.max())), signed)
+        mean = float((rows / n_rows).sum())
+        if invalid:
+            mean = max(mean, sign * self.limit + self.violation_scale * invalid / n_rows)
+        return Measured(sign * mean, sign * rows, invalid)

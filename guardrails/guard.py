@@ -1,0 +1,224 @@
+"""Guard: composes constraints, holds their only mutable state, and decides once per step."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from guardrails.constraint import Constraint, Measured
+from guardrails.decision import ConstraintDecision, Decision, Reason, Verdict
+from guardrails.errors import AttachError, ConfigurationError, StateError
+from guardrails.rollout import FloatArray, Rollout
+
+logger = logging.getLogger(__name__)
+
+SCHEMA = 1
+"""Version of what `Guard.state_dict` writes."""
+
+_LARGEST = 1e9
+"""Scaled violations are clipped here, so that a huge finite cost cannot overflow a controller."""
+
+
+class Guard:
+    """The limits a training run must respect.
+
+    Args:
+        *parts: the constraints, each with a name of its own.
+
+    Raises:
+        ConfigurationError: if there is no part, a part of an unknown kind, or two of one name.
+
+    Example:
+        >>> guard = Guard(Constraint("toxicity", limit=0.05))
+        >>> decision = guard.step(Rollout(costs={"toxicity": [0.0, 0.2]}))
+        >>> decision.constraints["toxicity"].violation
+        0.05
+    """
+
+    def __init__(self, *parts: Constraint) -> None:
+        if not parts:
+            raise ConfigurationError("Guard() guards nothing. Give at least one Constraint.")
+        constraints: dict[str, Constraint] = {}
+        for part in parts:
+            if not isinstance(part, Constraint):
+                raise ConfigurationError(f"Guard takes Constraint objects, not {part!r}.")
+            if part.name in constraints:
+                raise ConfigurationError(f"Two constraints are named '{part.name}'. Give each a name of its own.")
+            constraints[part.name] = part
+        self._constraints = constraints
+        self._states: dict[str, Any] = {name: part.scheduler.init() for name, part in constraints.items()}
+        self._multipliers = {name: part.scheduler.strength(self._states[name]) for name, part in constraints.items()}
+        self._step = 0
+        self._decision: Decision | None = None
+        self._rows: dict[str, FloatArray] = {}
+        self._host: str | None = None
+
+    @property
+    def constraints(self) -> tuple[Constraint, ...]:
+        """The constraints, in the order given."""
+        return tuple(self._constraints.values())
+
+    @property
+    def multipliers(self) -> dict[str, float]:
+        """Multiplier λ in force of each constraint, also before the first step."""
+        return dict(self._multipliers)
+
+    @property
+    def decision(self) -> Decision | None:
+        """The last decision, or None before the first step."""
+        return self._decision
+
+    @property
+    def host(self) -> str | None:
+        """Name of the host this guard is attached to, or None."""
+        return self._host
+
+    def attach(self, host: str) -> None:
+        """Mark the guard as belonging to ``host``; adapters call this last, once all else is checked.
+
+        Raises:
+            AttachError: if it already belongs to a host: its state would mix two runs.
+        """
+        if self._host is not None:
+            raise AttachError(
+                f"This Guard is already attached to {self._host}. Detach it there first, or build a new Guard."
+            )
+        self._host = host
+
+    def detach(self) -> None:
+        """Release the guard from its host; its state stays."""
+        self._host = None
+
+    def sanitised(self, name: str) -> FloatArray:
+        """Return the costs of the last step, ``(n_rows,)``, with unmeasurable rows set to the worst value."""
+        return self._rows[name]
+
+    def step(self, rollout: Rollout) -> Decision:
+        """Measure each constraint on ``rollout``, update its multiplier, and say why.
+
+        Args:
+            rollout: the globally reduced rows of one step of the host. With no rows nothing changes.
+
+        Raises:
+            RolloutError: if a constraint's cost column is missing; nothing was updated.
+        """
+        measured = {name: part.measure(rollout.cost(name)) for name, part in self._constraints.items()}
+        facts: dict[str, ConstraintDecision] = {}
+        reasons: list[Reason] = []
+        for name, part in self._constraints.items():
+            facts[name] = self._decide(part, measured[name], reasons)
+            self._rows[name] = measured[name].rows
+        self._step += 1
+        self._decision = Decision(self._step, rollout.n_rows, facts, tuple(reasons))
+        return self._decision
+
+    def _decide(self, part: Constraint, measured: Measured, reasons: list[Reason]) -> ConstraintDecision:
+        name, before = part.name, self._multipliers[part.name]
+        if math.isnan(measured.cost):
+            reasons.append(Reason(name, "empty", f"no rows in this step, λ stays {before:.4g}"))
+            return ConstraintDecision(name, math.nan, part.limit, math.nan, before)
+        violation = part.violation(measured.cost)
+        scaled = min(max(violation / part.violation_scale, -_LARGEST), _LARGEST)
+        after, failure = self._update(part, scaled)
+        self._multipliers[name] = after
+        if failure:
+            reasons.append(Reason(name, "failed", failure))
+        if measured.invalid_rows:
+            text = f"{measured.invalid_rows} of {measured.rows.size} costs were not finite and count as violations"
+            reasons.append(Reason(name, "invalid", text))
+        verdict: Verdict = "tightened" if after > before else "relaxed" if after < before else "held"
+        side = "above" if part.sense == "<=" else "below"
+        relation = f"{side} limit" if violation > 0 else "within limit"
+        text = f"mean cost {measured.cost:.4g} is {relation} {part.limit:.4g}, λ {before:.4g} → {after:.4g}"
+        reasons.append(Reason(name, verdict, text))
+        return ConstraintDecision(name, measured.cost, part.limit, violation, after, measured.invalid_rows)
+
+    def _update(self, part: Constraint, violation: float) -> tuple[float, str]:
+        """Return the new multiplier and, if the scheduler failed, what was done instead."""
+        before = self._multipliers[part.name]
+        try:
+            state, after = part.scheduler.update(self._states[part.name], violation)
+            problem = "" if math.isfinite(after) and after >= 0.0 else f"returned a strength of {after!r}"
+        except Exception as error:
+            state, after, problem = None, math.nan, f"raised {type(error).__name__}: {error}"
+        if not problem:
+            self._states[part.name] = state
+            return after, ""
+        text = f"{type(part.scheduler).__name__} {problem}; λ held or raised by the violation instead"
+        logger.warning("Constraint '%s': %s", part.name, text)
+        return before + max(0.0, violation), text
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all mutable state as JSON data: schema version, step, and each scheduler's state."""
+        return {
+            "schema": SCHEMA,
+            "step": self._step,
+            "constraints": {
+                name: {
+                    "scheduler": type(part.scheduler).__name__,
+                    "multiplier": self._multipliers[name],
+                    "state": part.scheduler.dump(self._states[name]),
+                }
+                for name, part in self._constraints.items()
+            },
+        }
+
+    def load_state_dict(self, data: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` wrote; either all of it is loaded or nothing.
+
+        Raises:
+            StateError: if the state is newer than this package, belongs to other constraints or
+                schedulers, or is damaged.
+        """
+        step, multipliers, states = self._parsed(data)
+        self._step, self._multipliers, self._states = step, multipliers, states
+        self._decision, self._rows = None, {}
+
+    def _parsed(self, data: Mapping[str, Any]) -> tuple[int, dict[str, float], dict[str, Any]]:
+        schema = data.get("schema") if isinstance(data, Mapping) else None
+        if not isinstance(schema, int) or schema < 1:
+            raise StateError(
+                "This is not the state of a Guard: it has no schema version. Pass what state_dict() returned."
+            )
+        if schema > SCHEMA:
+            raise StateError(
+                f"This state has schema {schema}; this version of training-guardrails reads up to {SCHEMA}. "
+                "Upgrade training-guardrails to load it."
+            )
+        step, saved = data.get("step"), data.get("constraints")
+        if not isinstance(step, int) or step < 0 or not isinstance(saved, Mapping):
+            raise StateError("This Guard state is damaged: 'step' or 'constraints' is missing or not valid.")
+        _same_names(self._constraints, saved)
+        multipliers: dict[str, float] = {}
+        states: dict[str, Any] = {}
+        for name, part in self._constraints.items():
+            entry, expected = saved[name], type(part.scheduler).__name__
+            if not isinstance(entry, Mapping) or not {"scheduler", "multiplier", "state"} <= set(entry):
+                raise StateError(
+                    f"The saved entry of constraint '{name}' is damaged: {json.dumps(entry, default=str)[:200]}"
+                )
+            if entry["scheduler"] != expected:
+                raise StateError(
+                    f"Constraint '{name}' was saved with {entry['scheduler']}, but this guard uses {expected}. "
+                    f"Give the constraint scheduler={entry['scheduler']}(...) to resume that run."
+                )
+            multiplier = entry["multiplier"]
+            if not isinstance(multiplier, (int, float)) or not math.isfinite(multiplier) or multiplier < 0:
+                raise StateError(
+                    f"The saved multiplier of constraint '{name}' is {multiplier!r}; it must be finite and ≥ 0."
+                )
+            multipliers[name] = float(multiplier)
+            states[name] = part.scheduler.load(entry["state"])
+        return step, multipliers, states
+
+
+def _same_names(own: Iterable[str], saved: Iterable[str]) -> None:
+    missing, foreign = sorted(set(own) - set(saved)), sorted(set(saved) - set(own))
+    if missing or foreign:
+        raise StateError(
+            f"The saved state is of another guard: constraints not in it: {missing or 'none'}; constraints only in it: "
+            f"{foreign or 'none'}. Build the guard with the constraints the run was saved with."
+        )
