@@ -1,0 +1,195 @@
+import json
+import logging
+import math
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guardrails import AttachError, ConfigurationError, Constraint, Guard, Rollout, RolloutError, StateError
+from guardrails.schedulers import PID, ConstraintScheduler, DualAscent, Fixed
+
+
+def two():
+    return Guard(
+        Constraint("speed", limit=2.0, scheduler=DualAscent(0.5)),
+        Constraint("toxicity", limit=0.1, scheduler=PID()),
+    )
+
+
+def rows(speed, toxicity):
+    return Rollout(costs={"speed": speed, "toxicity": toxicity})
+
+
+def test_each_constraint_follows_its_own_violation_in_its_own_scale():
+    guard = two()
+    decision = guard.step(rows([4.0, 6.0], [0.0, 0.1]))
+    speed, toxicity = decision.constraints["speed"], decision.constraints["toxicity"]
+    assert (speed.cost, speed.limit, speed.violation) == (5.0, 2.0, 3.0)
+    assert speed.multiplier == pytest.approx(0.5 * 3.0 / 2.0)
+    assert not speed.satisfied
+    assert toxicity.satisfied
+    assert toxicity.multiplier == 0.0
+    assert guard.multipliers == decision.multipliers
+
+
+def test_reasons_say_what_changed_and_why():
+    guard = two()
+    text = guard.step(rows([4.0], [0.05])).explain()
+    assert "speed tightened: mean cost 4 is above limit 2" in text
+    assert "toxicity held: mean cost 0.05 is within limit 0.1" in text
+    assert "speed relaxed" in guard.step(rows([0.0], [0.05])).explain()
+
+
+def test_multipliers_are_readable_before_the_first_step():
+    guard = Guard(Constraint("c", limit=1.0, scheduler=DualAscent(0.1, initial=0.7)))
+    assert guard.multipliers == {"c": 0.7}
+    assert guard.decision is None
+
+
+def test_a_step_without_rows_changes_no_multiplier_and_says_so():
+    guard = two()
+    guard.step(rows([4.0], [0.4]))
+    before = guard.multipliers
+    decision = guard.step(rows([], []))
+    assert guard.multipliers == before
+    assert "no rows" in decision.explain()
+    assert math.isnan(decision.constraints["speed"].cost)
+    assert not decision.constraints["speed"].satisfied
+
+
+def test_a_missing_cost_column_leaves_every_state_as_it_was():
+    guard = two()
+    before = guard.state_dict()
+    with pytest.raises(RolloutError, match="toxicity"):
+        guard.step(Rollout(costs={"speed": [9.0]}))
+    assert guard.state_dict() == before
+
+
+def test_a_nan_cost_tightens_and_is_counted():
+    guard = two()
+    decision = guard.step(rows([0.0, math.nan], [0.0, 0.0]))
+    assert decision.constraints["speed"].invalid_rows == 1
+    assert decision.constraints["speed"].multiplier > 0.0
+    assert "1 of 2 costs were not finite" in decision.explain()
+    assert np.isfinite(guard.sanitised("speed")).all()
+
+
+class BrokenState(NamedTuple):
+    multiplier: float
+
+
+class Broken(ConstraintScheduler[BrokenState]):
+    state_type = BrokenState
+
+    def __init__(self, result):
+        self.result = result
+
+    def init(self):
+        return BrokenState(1.0)
+
+    def update(self, state, violation):
+        if isinstance(self.result, Exception):
+            raise self.result
+        return BrokenState(self.result), self.result
+
+
+@pytest.mark.parametrize("result", [ValueError("boom"), math.nan, -1.0, math.inf])
+def test_a_failing_scheduler_never_loosens(result, caplog):
+    guard = Guard(Constraint("c", limit=1.0, scheduler=Broken(result)))
+    with caplog.at_level(logging.WARNING):
+        assert guard.step(Rollout(costs={"c": [0.0]})).multipliers["c"] == 1.0
+        decision = guard.step(Rollout(costs={"c": [3.0]}))
+    assert decision.multipliers["c"] == 3.0
+    assert any(reason.verdict == "failed" for reason in decision.reasons)
+    assert "Broken" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ((), "guards nothing"),
+        ((Constraint("a", limit=1.0), Constraint("a", limit=2.0)), "named 'a'"),
+        (("cost",), "'cost'"),
+    ],
+)
+def test_a_guard_of_nothing_of_strangers_or_of_twins_is_refused(parts, message):
+    with pytest.raises(ConfigurationError, match=message):
+        Guard(*parts)
+
+
+def test_a_guard_serves_one_host_at_a_time():
+    guard = two()
+    guard.attach("PPO")
+    with pytest.raises(AttachError, match="already attached to PPO"):
+        guard.attach("GRPOTrainer")
+    guard.detach()
+    guard.attach("GRPOTrainer")
+    assert guard.host == "GRPOTrainer"
+
+
+costs = st.lists(st.floats(0.0, 1e4), min_size=1, max_size=5)
+
+
+@given(before=st.lists(costs, max_size=6), after=st.lists(costs, max_size=6))
+def test_resume_through_json_equals_an_uninterrupted_run_to_the_bit(before, after):
+    straight, first, resumed = two(), two(), two()
+    for batch in before:
+        straight.step(rows(batch, batch))
+        first.step(rows(batch, batch))
+    resumed.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert resumed.multipliers == straight.multipliers
+    for batch in after:
+        straight.step(rows(batch, batch))
+        resumed.step(rows(batch, batch))
+    assert resumed.state_dict() == straight.state_dict()
+
+
+@given(batch=st.lists(st.floats(0.0, 100.0), min_size=1, max_size=20), seed=st.integers(0, 99))
+def test_permuting_rows_changes_no_decision(batch, seed):
+    shuffled = np.random.default_rng(seed).permutation(batch)
+    one, other = two().step(rows(batch, batch)), two().step(rows(shuffled, shuffled))
+    for name in one.constraints:  # float64 sums depend on order in the last bits only
+        assert other.multipliers[name] == pytest.approx(one.multipliers[name], rel=1e-12, abs=1e-12)
+
+
+def damaged(change):
+    state = two().state_dict()
+    change(state)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.update(schema=99), "schema 99.*Upgrade"),
+        (lambda s: s.pop("schema"), "not the state of a Guard"),
+        (lambda s: s.pop("constraints"), "damaged"),
+        (lambda s: s.update(step=-1), "damaged"),
+        (lambda s: s["constraints"].pop("speed"), r"not in it: \['speed'\]"),
+        (lambda s: s["constraints"].update(x=s["constraints"]["speed"]), r"only in it: \['x'\]"),
+        (lambda s: s["constraints"]["speed"].update(scheduler="PID"), "saved with PID, but this guard uses DualAscent"),
+        (lambda s: s["constraints"]["toxicity"].update(multiplier=math.nan), "multiplier of constraint 'toxicity'"),
+        (lambda s: s["constraints"]["toxicity"]["state"].pop("integral"), "PID"),
+        (lambda s: s["constraints"]["toxicity"]["state"].update(integral=None), "integral"),
+    ],
+)
+def test_a_foreign_newer_or_damaged_state_is_refused_and_nothing_of_it_is_loaded(change, message):
+    guard = two()
+    guard.step(rows([9.0], [0.9]))
+    before = guard.state_dict()
+    with pytest.raises(StateError, match=message):
+        guard.load_state_dict(damaged(change))
+    assert guard.state_dict() == before
+
+
+def test_a_state_that_is_no_mapping_is_refused():
+    with pytest.raises(StateError, match="not the state"):
+        two().load_state_dict([1, 2])
+
+
+def test_fixed_strength_ignores_the_cost():
+    guard = Guard(Constraint("c", limit=1.0, scheduler=Fixed(0.3)))
+    assert guard.step(Rollout(costs={"c": [50.0]})).multipliers == {"c": 0.3}

@@ -1,0 +1,46 @@
+import numpy as np
+import pytest
+import torch
+
+from guardrails import Rollout, RolloutError
+
+
+def test_columns_of_different_length_are_refused_by_name():
+    with pytest.raises(RolloutError, match="'toxicity' has 3 rows, but 'rewards' has 2"):
+        Rollout(rewards=[0.0, 1.0], costs={"toxicity": [0.0, 0.0, 1.0]})
+
+
+def test_none_in_a_cost_becomes_nan_so_that_a_constraint_sees_it():
+    rollout = Rollout(costs={"toxicity": [0.25, None]})
+    assert rollout.cost("toxicity")[0] == 0.25
+    assert np.isnan(rollout.cost("toxicity")[1])
+
+
+def test_a_missing_cost_names_itself_and_those_that_are_there():
+    with pytest.raises(RolloutError, match=r"no cost column 'speed'.*here: length, toxicity"):
+        Rollout(costs={"toxicity": [0.0], "length": [1.0]}).cost("speed")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
+def test_torch_columns_of_any_dtype_become_float64(dtype):
+    values = torch.tensor([1, 2, 3], dtype=dtype)
+    if dtype.is_floating_point:
+        values.requires_grad_()
+    column = Rollout(rewards=values).rewards
+    assert column.dtype == np.float64
+    np.testing.assert_array_equal(column, [1.0, 2.0, 3.0])
+
+
+@pytest.mark.parametrize("values", [[[0.0, 1.0]], 3.0, ["high"]])
+def test_a_column_that_is_not_one_number_per_row_is_refused(values):
+    with pytest.raises(RolloutError, match="Column 'rewards'"):
+        Rollout(rewards=values)
+
+
+def test_columns_lists_what_is_present_and_costs_by_their_own_name():
+    rollout = Rollout(rewards=[1.0], costs={"speed": [2.0]}, completions=["a"])
+    assert rollout.columns == {"rewards", "costs", "speed", "completions"}
+
+
+def test_an_empty_rollout_has_no_rows():
+    assert Rollout(costs={"speed": []}).n_rows == 0
