@@ -8,6 +8,7 @@ from guardrails.constraint import Constraint
 from guardrails.decision import ConstraintDecision, Decision, Reason
 from guardrails.errors import AttachError, ConfigurationError, GuardrailsError, RolloutError, StateError
 from guardrails.guard import Guard
+from guardrails.plugins import hookimpl
 from guardrails.rollout import Rollout
 
 __version__ = "0.1.0"
@@ -25,4 +26,5 @@ __all__ = [
     "RolloutError",
     "StateError",
     "__version__",
+    "hookimpl",
 ]

@@ -21,3 +21,7 @@ class RolloutError(GuardrailsError, ValueError):
 
 class StateError(GuardrailsError, ValueError):
     """A saved state is foreign, newer than this package, or damaged; nothing of it was loaded."""
+
+
+class PluginError(GuardrailsError):
+    """A plug-in's object cannot be had: the name is unknown or refused, or the plug-in failed to load."""
