@@ -1,0 +1,8 @@
+"""Suites that the authors of metrics and schedulers subclass in their own tests.
+
+They use plain assertions of behaviour and need no package beyond the core; pytest collects them.
+"""
+
+from guardrails.testing.metrics import MetricContract
+
+__all__ = ["MetricContract"]
