@@ -1,0 +1,127 @@
+"""Costs of environment steps: reading them from ``info`` and summing them over episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from guardrails import Constraint, Rollout, RolloutError
+
+Info = Mapping[str, Any]
+Reader = Callable[[Info], float]
+
+
+def cost_reader(constraint: Constraint) -> Reader:
+    """Return the function that reads one step's cost of ``constraint`` from ``info``.
+
+    The constraint's ``cost`` is a key of ``info``, a function ``info -> float``, several such functions,
+    whose values are summed, or None for the key that bears the constraint's name. A key must be in every
+    ``info``: its absence is an error, never a cost of zero. None as a value means that the step could not
+    be measured and reads as NaN, which counts as a violation.
+    """
+    source = constraint.cost
+    if source is None or isinstance(source, str):
+        return _key_reader(constraint.name, constraint.name if source is None else source)
+    functions = (source,) if callable(source) else tuple(source)
+    if len(functions) == 1:
+        return _function_reader(constraint.name, functions[0])
+    readers = [_function_reader(constraint.name, function) for function in functions]
+    return lambda info: sum(reader(info) for reader in readers)
+
+
+def _key_reader(name: str, key: str) -> Reader:
+    def read(info: Info) -> float:
+        try:
+            value = info[key]
+        except KeyError:
+            present = ", ".join(sorted(map(str, info))) or "none"
+            raise RolloutError(
+                f"Constraint '{name}' reads info['{key}'], which this step's info does not carry. Keys here: "
+                f"{present}. Let the environment give it at every step (a cost that is absent is not taken for zero), or "
+                "give Constraint(cost=...) the right key or a function of info."
+            ) from None
+        return _number(name, f"info['{key}']", value)
+
+    return read
+
+
+def _function_reader(name: str, function: Callable[..., Any]) -> Reader:
+    label = getattr(function, "__name__", repr(function))
+
+    def read(info: Info) -> float:
+        try:
+            value = function(info)
+        except Exception as error:
+            present = ", ".join(sorted(map(str, info))) or "none"
+            raise RolloutError(
+                f"Constraint '{name}': its cost function {label} raised {type(error).__name__}: {error}. It is called "
+                f"with the info of every step; keys here: {present}. Return NaN for a step that cannot be measured."
+            ) from error
+        return _number(name, f"{label}(info)", value)
+
+    return read
+
+
+def _number(name: str, source: str, value: Any) -> float:
+    if value is None:
+        return float("nan")
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise RolloutError(
+            f"Constraint '{name}': {source} is {value!r}; one number per step is needed, or None for a step that could "
+            "not be measured."
+        ) from None
+
+
+class Episodes:
+    """Undiscounted sums of the episodes that run in each environment, and the ones that have ended.
+
+    Args:
+        n_envs: environments of the host.
+        names: names of the constraints.
+    """
+
+    def __init__(self, n_envs: int, names: Sequence[str]) -> None:
+        self._names = tuple(names)
+        self.costs = np.zeros((n_envs, len(self._names)))
+        self.returns = np.zeros(n_envs)
+        self.lengths = np.zeros(n_envs)
+        self._ended: list[tuple[npt.NDArray[np.float64], float, float, Info]] = []
+
+    def begin(self, starts: npt.NDArray[np.bool_]) -> None:
+        """Forget what the environments in ``starts`` had summed: they begin an episode."""
+        self.costs[starts] = 0.0
+        self.returns[starts] = 0.0
+        self.lengths[starts] = 0.0
+
+    def add(
+        self,
+        costs: npt.NDArray[np.float64],
+        rewards: npt.NDArray[Any],
+        dones: npt.NDArray[np.bool_],
+        infos: Sequence[Info],
+    ) -> None:
+        """Add one step of every environment, and file the episodes that it ended."""
+        self.costs += costs
+        self.returns += rewards
+        self.lengths += 1.0
+        if dones.any():
+            for env in map(int, np.flatnonzero(dones)):
+                row = (self.costs[env].copy(), float(self.returns[env]), float(self.lengths[env]), infos[env])
+                self._ended.append(row)
+            self.begin(dones)
+
+    def take(self) -> Rollout:
+        """Return the episodes that ended since the last call, one row each."""
+        ended, self._ended = self._ended, []
+        sums = np.array([row[0] for row in ended]).reshape(len(ended), len(self._names))
+        return Rollout(
+            rewards=[row[1] for row in ended],
+            costs={name: sums[:, index] for index, name in enumerate(self._names)},
+            lengths=[row[2] for row in ended],
+            infos=[row[3] for row in ended],
+        )

@@ -1,0 +1,182 @@
+"""On-policy hosts (PPO, A2C, TRPO, RecurrentPPO, MaskablePPO): cost advantages mixed in at rollout end.
+
+Stable-Baselines3 calls ``on_rollout_end`` after it has computed advantages and before ``train``; what
+stands in ``rollout_buffer.advantages`` then is what it trains on. Returns, and so the host's own value
+function, are left alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+
+from guardrails import Decision, Guard, StateError
+from guardrails_sb3 import seams
+from guardrails_sb3.advantages import FloatArray, gae, measurable, mix
+from guardrails_sb3.cost_value import CostValue, Observations
+from guardrails_sb3.costs import Episodes, cost_reader
+
+_CONSOLE_NAME = 22
+"""Longest constraint name whose keys the host's console writer does not truncate to one and the same."""
+
+
+class OnPolicyGuard(BaseCallback):
+    """Measures costs step by step, asks the guard once per rollout, and mixes the advantages.
+
+    Per rollout: one row for each episode that ended in it, with the undiscounted sums of costs and of
+    the rewards as the environment gave them (before ``VecNormalize``), goes to ``guard.step``; cost
+    advantages come from GAE with the host's γ and λ; then
+    A = (A_r - Σ λ_i A_{c_i}) / (1 + Σ λ_i) replaces ``rollout_buffer.advantages``, with the sign of A_c
+    turned for a lower limit.
+
+    Args:
+        model: the host.
+        guard: decides the multipliers.
+        cost_critic: estimate A_c with a learned cost value function, which bootstraps at time limits
+            and at the rollout's end. Without it A_c is the discounted cost-to-go within the rollout
+            less its mean: cheaper, noisier, and blind to costs beyond the rollout's end.
+    """
+
+    model: OnPolicyAlgorithm
+
+    def __init__(self, model: OnPolicyAlgorithm, guard: Guard, *, cost_critic: bool = True) -> None:
+        super().__init__()
+        constraints = guard.constraints
+        self.guard = guard
+        self._names = [part.name for part in constraints]
+        self._readers = [cost_reader(part) for part in constraints]
+        self._signs = [1.0 if part.sense == "<=" else -1.0 for part in constraints]
+        self._scales = [part.violation_scale for part in constraints]
+        self._episodes = Episodes(model.n_envs, self._names)
+        self._critic = CostValue(model, self._scales) if cost_critic else None
+        self._costs: FloatArray = np.zeros((0, model.n_envs, len(constraints)))
+        self._position = 0
+        self._timeouts: list[tuple[int, int, Any]] = []
+        self._released = False
+
+    def release(self) -> None:
+        """Do nothing from now on, also inside a ``learn`` call that still holds this callback."""
+        self._released = True
+
+    def _on_rollout_start(self) -> None:
+        if self._released:
+            return
+        n_steps = self.model.rollout_buffer.buffer_size
+        if len(self._costs) != n_steps:
+            self._costs = np.zeros((n_steps, *self._costs.shape[1:]))
+        self._position = 0
+        self._timeouts = []
+        self._episodes.begin(seams.episode_starts(self.model))
+
+    def _on_step(self) -> bool:
+        if self._released:
+            return True
+        infos, dones = self.locals["infos"], self.locals["dones"]
+        row = self._costs[self._position]
+        for env, info in enumerate(infos):
+            for index, read in enumerate(self._readers):
+                row[env, index] = read(info)
+        normalizer = self.model.get_vec_normalize_env()
+        rewards = self.locals["rewards"] if normalizer is None else normalizer.get_original_reward()
+        self._episodes.add(row, rewards, dones, infos)
+        if self._critic is not None and dones.any():
+            self._file_timeouts(infos, dones)
+        self._position += 1
+        return True
+
+    def _file_timeouts(self, infos: list[dict[str, Any]], dones: npt.NDArray[np.bool_]) -> None:
+        for env in np.flatnonzero(dones):
+            terminal = infos[env].get("terminal_observation")
+            if terminal is not None and infos[env].get("TimeLimit.truncated", False):
+                self._timeouts.append((self._position, int(env), terminal))
+
+    def _on_rollout_end(self) -> None:
+        if self._released:
+            return
+        decision = self.guard.step(self._episodes.take())
+        costs = measurable(self._costs, self._scales, self._signs)
+        losses = np.empty(0)
+        if self._critic is None:
+            advantages = self._costs_to_go(costs)
+        else:
+            advantages, losses = self._judge(self._critic, costs, decision.step)
+        buffer = self.model.rollout_buffer
+        lam = [decision.multipliers[name] for name in self._names]
+        buffer.advantages[:] = mix(buffer.advantages, advantages, lam, self._signs)
+        self._log(decision, losses)
+
+    def _judge(self, critic: CostValue, costs: FloatArray, step: int) -> tuple[FloatArray, FloatArray]:
+        """Return A_c by the cost value function as it is, and its losses while it learns from this rollout."""
+        buffer, n_steps, n_envs = self.model.rollout_buffer, *costs.shape[:2]
+        steps = _flatten(buffer.observations, buffer.obs_shape)
+        beyond = [seams.last_observations(self.model), *(terminal for _, _, terminal in self._timeouts)]
+        everything = _concatenate([steps, *(_flatten(rows, buffer.obs_shape) for rows in beyond)])
+        values, last, terminal = np.split(critic.predict(everything), [n_steps * n_envs, (n_steps + 1) * n_envs])
+        values = values.reshape(costs.shape)
+        for (position, env, _), value in zip(self._timeouts, terminal, strict=True):
+            costs[position, env] += self.model.gamma * value
+        advantages = self._gae(costs, values, last, self.model.gae_lambda)
+        return advantages, critic.fit(steps, (advantages + values).reshape(-1, costs.shape[2]), step)
+
+    def _costs_to_go(self, costs: FloatArray) -> FloatArray:
+        """Return the discounted cost-to-go within the rollout, less its mean over the rollout."""
+        togo = self._gae(costs, np.zeros_like(costs), np.zeros(costs.shape[1:]), 1.0)
+        centred: FloatArray = togo - togo.mean(axis=(0, 1))
+        return centred
+
+    def _gae(self, costs: FloatArray, values: FloatArray, last: FloatArray, gae_lambda: float) -> FloatArray:
+        starts = self.model.rollout_buffer.episode_starts
+        return gae(costs, values, last, starts, self.locals["dones"], gamma=self.model.gamma, gae_lambda=gae_lambda)
+
+    def _log(self, decision: Decision, losses: FloatArray) -> None:
+        scalars = decision.metrics()
+        scalars |= {f"{name}/value_loss": float(loss) for name, loss in zip(self._names, losses, strict=False)}
+        for key, value in scalars.items():
+            if math.isfinite(value):
+                hidden = ("stdout", "log") if len(key.partition("/")[0]) > _CONSOLE_NAME else None
+                self.logger.record(f"guardrails/{key}", value, exclude=hidden)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return what an exact resume needs besides the guard's state."""
+        episodes = {name: torch.from_numpy(getattr(self._episodes, name)) for name in ("costs", "returns", "lengths")}
+        named = {f"episodes.{name}": sums for name, sums in episodes.items()}
+        return named | ({} if self._critic is None else self._critic.tensors())
+
+    def load_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Restore what `tensors` returned.
+
+        Raises:
+            StateError: if the run was saved with another setting of ``cost_critic``, other constraints or
+                another policy architecture.
+        """
+        saved = any(name.startswith("network.") for name in tensors)
+        if saved != (self._critic is not None):
+            raise StateError(
+                f"The run was saved with cost_critic={saved}. Give wrap(..., cost_critic={saved}) to resume it."
+            )
+        if self._critic is not None:
+            self._critic.load_tensors(tensors)
+        for name in ("costs", "returns", "lengths"):
+            sums, own = tensors.get(f"episodes.{name}"), getattr(self._episodes, name)
+            if sums is not None and tuple(sums.shape) == own.shape:
+                own[:] = sums.numpy()
+
+
+def _flatten(observations: Any, shape: Any) -> Observations:
+    """Return observations as rows of ``shape``, whatever leading axes they have."""
+    if isinstance(shape, dict):
+        return {key: np.asarray(observations[key]).reshape(-1, *shape[key]) for key in shape}
+    return np.asarray(observations).reshape(-1, *shape)
+
+
+def _concatenate(parts: list[Any]) -> Observations:
+    if isinstance(parts[0], dict):
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    return np.concatenate(parts)

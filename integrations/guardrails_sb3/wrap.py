@@ -1,0 +1,169 @@
+"""`wrap` puts a guard into a Stable-Baselines3 model, `unwrap` takes it out and leaves nothing behind."""
+
+from __future__ import annotations
+
+import io
+import logging
+import pathlib
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.save_util import open_path
+
+from guardrails import AttachError, Guard
+from guardrails_sb3 import checkpoint, seams
+from guardrails_sb3.on_policy import OnPolicyGuard
+
+logger = logging.getLogger(__name__)
+
+M = TypeVar("M", bound=BaseAlgorithm)
+
+
+def wrap(model: M, guard: Guard, *, cost_critic: bool = True, resume: checkpoint.Target | None = None) -> M:
+    """Guard ``model`` from its next ``learn`` on, and return that same object.
+
+    Supported are the on-policy algorithms: PPO and A2C, and sb3-contrib's TRPO, RecurrentPPO and
+    MaskablePPO. ``learn``, ``predict``, ``save``, loggers and callbacks work as before; ``save`` writes
+    the guard's state into the zip as well, which loads like any other, also where this package is not
+    installed.
+
+    A constraint's ``cost`` is a key of ``info``, a function ``info -> float``, or several functions, whose
+    values are summed; None reads the key that bears the constraint's name. Every ``info`` must carry the
+    key: the first step that does not is a `RolloutError`, since a missing cost is no cost of zero.
+
+    Args:
+        model: a model with an environment.
+        guard: a guard that belongs to no other host.
+        cost_critic: learn a cost value function for the cost advantages. False uses discounted
+            costs-to-go within the rollout instead: cheaper and noisier.
+        resume: the file that a guarded model was saved to: ``wrap(PPO.load(path, env=env), guard,
+            resume=path)`` continues with the multipliers, controllers and cost value function it held.
+
+    Raises:
+        AttachError: if the class is not supported, the model has no environment or is wrapped already,
+            or the guard belongs to another host. The model is then as it was.
+        StateError: if ``resume`` is a file of another guard, of an unguarded model, or damaged.
+
+    Example:
+        >>> model = wrap(PPO("MlpPolicy", env), Guard(Constraint("cost", limit=25.0)))  # doctest: +SKIP
+        >>> model.learn(1_000_000)  # doctest: +SKIP
+    """
+    host = _check(model, guard)
+    state = None if resume is None else checkpoint.read(resume)
+    callback = OnPolicyGuard(host, guard, cost_critic=cost_critic)
+    guard.attach(type(model).__name__)
+    try:
+        if state is not None:
+            callback.load_tensors(state[1])
+            guard.load_state_dict(state[0])
+    except BaseException:
+        guard.detach()
+        raise
+    if state is None and model.num_timesteps > 0 and guard.state_dict()["step"] == 0:
+        logger.warning(
+            "This %s has trained %d steps, but its guard starts afresh. Give wrap(..., resume=path) if it was saved "
+            "by a guarded run.",
+            type(model).__name__,
+            model.num_timesteps,
+        )
+    _Attachment(model, callback).install()
+    return model
+
+
+def unwrap(model: BaseAlgorithm) -> Guard:
+    """Take the guard out of ``model``, which is then as it was before `wrap`, and return the guard.
+
+    The guard keeps its state and may be attached to another host.
+
+    Raises:
+        AttachError: if ``model`` is not wrapped.
+    """
+    attachment = _Attachment.of(model)
+    if attachment is None:
+        raise AttachError(f"This {type(model).__name__} is not wrapped: there is no guard to take out.")
+    attachment.remove()
+    attachment.callback.release()
+    attachment.callback.guard.detach()
+    return attachment.callback.guard
+
+
+def _check(model: Any, guard: Any) -> OnPolicyAlgorithm:
+    name = type(model).__name__
+    if not isinstance(model, BaseAlgorithm):
+        raise AttachError(f"wrap takes a Stable-Baselines3 model such as PPO('MlpPolicy', env), not {name}.")
+    if not isinstance(guard, Guard):
+        raise AttachError(f"wrap takes a Guard as its second argument, not {type(guard).__name__}.")
+    if isinstance(model, OffPolicyAlgorithm):
+        raise AttachError(
+            f"{name} is an off-policy algorithm, which this version cannot guard. Use an on-policy one: PPO, A2C, "
+            "TRPO, RecurrentPPO or MaskablePPO."
+        )
+    if not isinstance(model, OnPolicyAlgorithm):
+        raise AttachError(
+            f"{name} collects no rollouts that a guard could act on. Use PPO, A2C, TRPO, RecurrentPPO or MaskablePPO."
+        )
+    if _Attachment.of(model) is not None:
+        raise AttachError(
+            f"This {name} is wrapped already. Call unwrap(model) first, or give one Guard all constraints."
+        )
+    if model.env is None:
+        raise AttachError(f"This {name} has no environment to learn in. Give load(path, env=env) or call set_env(env).")
+    if guard.host is not None:
+        raise AttachError(f"This Guard is already attached to {guard.host}. Unwrap that model, or build a new Guard.")
+    seams.check(model)
+    return model
+
+
+class _Attachment:
+    """The three methods of one model object that are overlaid while it is wrapped.
+
+    They live in the model's instance dictionary, bound to this object, and are the only trace of it.
+    """
+
+    _OVERLAID = (seams.INIT_CALLBACK, seams.EXCLUDED_FROM_SAVE, "save")
+
+    def __init__(self, model: BaseAlgorithm, callback: OnPolicyGuard) -> None:
+        self.callback = callback
+        self._model = model
+        self._before = {name: vars(model)[name] for name in self._OVERLAID if name in vars(model)}
+        self._original = {name: getattr(model, name) for name in self._OVERLAID}
+
+    @classmethod
+    def of(cls, model: BaseAlgorithm) -> _Attachment | None:
+        owner = getattr(vars(model).get(seams.INIT_CALLBACK), "__self__", None)
+        return owner if isinstance(owner, cls) else None
+
+    def install(self) -> None:
+        overlay = (self._init_callback, self._excluded_save_params, self._save)
+        vars(self._model).update(zip(self._OVERLAID, overlay, strict=True))
+
+    def remove(self) -> None:
+        for name in self._OVERLAID:
+            del vars(self._model)[name]
+        vars(self._model).update(self._before)
+
+    def _init_callback(self, callback: Any, progress_bar: bool = False) -> BaseCallback:
+        callbacks = seams.with_callback(self.callback, callback)
+        combined: BaseCallback = self._original[seams.INIT_CALLBACK](callbacks, progress_bar)
+        return combined
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*self._original[seams.EXCLUDED_FROM_SAVE](), *self._OVERLAID]
+
+    def _save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        archive = io.BytesIO()
+        self._original["save"](archive, exclude=exclude, include=include)
+        checkpoint.append(archive, self.callback.guard.state_dict(), self.callback.tensors())
+        file = open_path(path, "w", suffix="zip")
+        file.write(archive.getvalue())
+        if isinstance(path, (str, pathlib.Path)):
+            file.close()
