@@ -21,7 +21,7 @@ __all__ = ["run"]
 
 
 def run(*, seed: int, quick: bool, output: Path) -> int:
-    """Run both tasks with and without a guard; write ``demo.json`` and ``demo.png`` into ``output``.
+    """Run both tasks with and without a guard; write ``demo.json``, ``demo.png`` and ``demo.log`` into ``output``.
 
     Args:
         seed: seed of every training.
@@ -36,7 +36,7 @@ def run(*, seed: int, quick: bool, output: Path) -> int:
     output.mkdir(parents=True, exist_ok=True)
     jobs = [Job(task, guarded, seed, quick) for task in ("language", "control") for guarded in (False, True)]
     console.print("Four short trainings on the CPU: each task unguarded and guarded.")
-    curves = run_all(jobs, console)
+    curves = run_all(jobs, console, output / "demo.log")
     (output / "demo.json").write_text(json.dumps([asdict(curve) for curve in curves]))
     from guardrails_demo.picture import draw
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from queue import Empty
 from typing import Any
 
@@ -44,8 +45,10 @@ def train(job: Job, report: Report) -> Curves:
     return run(guarded=job.guarded, seed=job.seed, quick=job.quick, report=report)
 
 
-def run_all(jobs: list[Job], console: Console, *, workers: int = 2) -> list[Curves]:
+def run_all(jobs: list[Job], console: Console, log: Path, *, workers: int = 2) -> list[Curves]:
     """Run ``jobs`` in ``workers`` processes and return their curves in the same order.
+
+    What the hosts print goes to ``log``.
 
     Raises:
         Exception: whatever a training raised, once the others were told to stop.
@@ -53,8 +56,8 @@ def run_all(jobs: list[Job], console: Console, *, workers: int = 2) -> list[Curv
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager, _progress(console) as progress:
         queue = manager.Queue()
-        bars = [progress.add_task(job.title, total=None) for job in jobs]
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_single_thread) as pool:
+        bars = [progress.add_task(job.title, total=None, start=False) for job in jobs]
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare, initargs=(str(log),)) as pool:
             futures = [pool.submit(_child, job, number, queue) for number, job in enumerate(jobs)]
             try:
                 _watch(futures, queue, progress, bars)
@@ -78,11 +81,17 @@ def _watch(futures: list[Future[Curves]], queue: Any, progress: Progress, bars: 
             number, done, total = queue.get(timeout=0.2)
         except Empty:
             continue
+        if not done:
+            progress.start_task(bars[number])
         progress.update(bars[number], completed=done, total=total)
 
 
-def _single_thread() -> None:
-    """Give each process one core; two processes that each want two are slower than one after the other."""
+def _prepare(log: str) -> None:
+    """Give each process one core, since two that each want two are slower, and send its output to ``log``."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):  # the descriptors, since MuJoCo prints from C
+        os.dup2(file, stream)
+    os.close(file)
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
 
@@ -90,4 +99,5 @@ def _single_thread() -> None:
 
 
 def _child(job: Job, number: int, queue: Any) -> Curves:
+    queue.put((number, 0, None))
     return train(job, lambda done, total: queue.put((number, done, total)))
