@@ -1,8 +1,52 @@
 """How the strength of a constraint follows its violation."""
 
-from guardrails.schedulers.anneal import Fixed
-from guardrails.schedulers.base import ConstraintScheduler
-from guardrails.schedulers.dual import DualAscent
-from guardrails.schedulers.pid import PID
+from collections.abc import Mapping
+from typing import Any
 
-__all__ = ["PID", "ConstraintScheduler", "DualAscent", "Fixed"]
+from guardrails.schedulers.anneal import Anneal, Fixed
+from guardrails.schedulers.augmented import AugmentedLagrangian, augmented_penalty, effective_multiplier
+from guardrails.schedulers.base import ConstraintScheduler
+from guardrails.schedulers.dual import AdamAscent, DualAscent, LogDual
+from guardrails.schedulers.elementwise import ElementwiseScheduler, Ops
+from guardrails.schedulers.kl import AdaptiveKL
+from guardrails.schedulers.nupi import NuPI
+from guardrails.schedulers.pid import PID
+from guardrails.schedulers.switching import CRPO
+from guardrails.schedulers.wrappers import Cap, RateLimit, Smooth, Warmup
+
+BUILTIN: Mapping[str, type[ConstraintScheduler[Any]]] = {
+    "adam_ascent": AdamAscent,
+    "adaptive_kl": AdaptiveKL,
+    "anneal": Anneal,
+    "augmented_lagrangian": AugmentedLagrangian,
+    "crpo": CRPO,
+    "dual_ascent": DualAscent,
+    "fixed": Fixed,
+    "log_dual": LogDual,
+    "nupi": NuPI,
+    "pid": PID,
+}
+"""Schedulers that can be named where one is asked for: ``Constraint(..., scheduler="nupi")``."""
+
+__all__ = [
+    "BUILTIN",
+    "CRPO",
+    "PID",
+    "AdamAscent",
+    "AdaptiveKL",
+    "Anneal",
+    "AugmentedLagrangian",
+    "Cap",
+    "ConstraintScheduler",
+    "DualAscent",
+    "ElementwiseScheduler",
+    "Fixed",
+    "LogDual",
+    "NuPI",
+    "Ops",
+    "RateLimit",
+    "Smooth",
+    "Warmup",
+    "augmented_penalty",
+    "effective_multiplier",
+]

@@ -6,28 +6,63 @@ It never holds mutable state of its own, so the same scheduler object may serve 
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Generic, TypeVar
 
-from guardrails.errors import ConfigurationError, StateError
+import numpy as np
+
+from guardrails.errors import ConfigurationError, RolloutError, StateError
+from guardrails.rollout import FloatArray
 
 S = TypeVar("S", bound=tuple[Any, ...])
+
+LARGEST = 1e9
+"""Strengths, gains and violations are kept within this, so that no product of them can overflow."""
 
 
 class ConstraintScheduler(ABC, Generic[S]):
     """How strength follows violation.
 
     The violation is dimensionless: ``v = (J - d) / scale`` with mean cost J, limit d and the
-    constraint's violation scale, positive when violated. The strength is the multiplier λ ≥ 0 that
-    the host applies to the cost.
+    constraint's violation scale, positive when violated. With the default scale, the limit itself,
+    and costs that are never negative, v ≥ -1. The strength is the multiplier λ ≥ 0 that the host
+    applies to the cost.
 
     A subclass sets ``state_type`` to a ``NamedTuple`` of floats (or tuples of floats) that has a
     field ``multiplier``, and writes `init` and `update`. Both must be pure: same input, same output.
+    `guardrails.testing.SchedulerContract` checks what is promised here.
+
+    Attributes:
+        state_type: the ``NamedTuple`` of the state.
+        schema: version of what `dump` writes; raise it when the fields change their meaning.
+        monotone: whether, from the same state, a larger violation never gives a smaller strength.
+        two_sided: whether it can hold a cost at a target (``sense="=="``), not only bound it.
+        relative: whether it needs a limit above 0, because it works on the ratio J / d.
+
+    Example:
+        >>> from typing import NamedTuple
+        >>> class On(NamedTuple):
+        ...     multiplier: float
+        >>> class Switch(ConstraintScheduler[On]):
+        ...     state_type = On
+        ...
+        ...     def init(self):
+        ...         return On(0.0)
+        ...
+        ...     def update(self, state, violation):
+        ...         return On(float(violation > 0.0)), float(violation > 0.0)
+        >>> Switch().update(Switch().init(), 0.3)
+        (On(multiplier=1.0), 1.0)
     """
 
     state_type: ClassVar[type[Any]]
+    schema: ClassVar[int] = 1
+    monotone: bool = True
+    two_sided: bool = False
+    relative: bool = False
 
     @abstractmethod
     def init(self) -> S:
@@ -41,44 +76,179 @@ class ConstraintScheduler(ABC, Generic[S]):
         """Return the strength in force in ``state``, before any further update."""
         return float(state.multiplier)  # type: ignore[attr-defined]
 
+    def track(self, before: S, after: S, strength: float) -> S:
+        """Return ``after`` as it should be, given that ``strength`` was applied in place of its own.
+
+        Wrappers that alter a strength call this, so that what a scheduler accumulates does not run
+        away from what the host was told. The default suits every scheduler whose next strength starts
+        from the field ``multiplier``. With ``strength`` equal to ``after``'s own, nothing changes.
+
+        Args:
+            before: the state the update started from.
+            after: the state it returned.
+            strength: λ ≥ 0 that the host applies.
+        """
+        return after._replace(multiplier=strength)  # type: ignore[attr-defined, no-any-return]
+
+    def penalty(self, state: S, violation: Any) -> Any:
+        """Return the term that a loss host adds to its loss: λ v.
+
+        Args:
+            state: the state in force.
+            violation: the scaled violation as a float or as a differentiable tensor of any library.
+        """
+        return self.strength(state) * violation
+
+    def init_many(self, n: int) -> S:
+        """Return the states of ``n`` constraints as one state whose floats are ``(n,)`` float64 arrays.
+
+        All rows are updated together from then on, with `update_many`.
+
+        Raises:
+            ConfigurationError: if ``n`` is not a positive whole number.
+        """
+        rows = whole_number(type(self).__name__, "n", n)
+        states: S = spread(self.init(), rows)
+        return states
+
+    def update_many(self, states: S, violations: FloatArray) -> tuple[S, FloatArray]:
+        """Update many constraints; equal to `update` row by row.
+
+        Args:
+            states: what `init_many` or `update_many` returned.
+            violations: ``(n,)`` float64, scaled and finite.
+
+        Raises:
+            RolloutError: if a violation is NaN or infinite.
+        """
+        rows = unstack(states)
+        results = [self.update(row, float(v)) for row, v in zip(rows, in_range(violations, len(rows)), strict=True)]
+        return stack([state for state, _ in results]), np.array([strength for _, strength in results])
+
+    def track_many(self, before: S, after: S, strengths: FloatArray) -> S:
+        """Apply `track` row by row."""
+        rows = zip(unstack(before), unstack(after), strengths, strict=True)
+        states: S = stack([self.track(was, now, float(strength)) for was, now, strength in rows])
+        return states
+
     def dump(self, state: S) -> dict[str, Any]:
-        """Return ``state`` as JSON data."""
+        """Return ``state`` as JSON data, with the scheduler's name and schema."""
+        fields = state._asdict().items()  # type: ignore[attr-defined]
         return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in state._asdict().items()  # type: ignore[attr-defined]
+            "scheduler": type(self).__name__,
+            "schema": self.schema,
+            **{name: self._dump_field(name, value) for name, value in fields},
         }
 
     def load(self, data: Mapping[str, Any]) -> S:
         """Return the state that `dump` wrote.
 
         Raises:
-            StateError: if fields are missing, foreign or not finite numbers.
+            StateError: if it is another scheduler's state, is newer than this version, or has
+                fields that are missing, foreign or not finite numbers.
         """
-        fields = self.state_type._fields
-        if set(data) != set(fields):
+        own = type(self).__name__
+        if not isinstance(data, Mapping) or "scheduler" not in data:
+            raise StateError(f"This is not the state of a scheduler: {data!r:.200}. Pass what {own}.dump returned.")
+        if data["scheduler"] != own:
             raise StateError(
-                f"The saved state of {type(self).__name__} has fields {sorted(data)}, expected {sorted(fields)}: "
-                "it was written by another scheduler or version. Configure the scheduler the run was saved with."
+                f"This state was saved by {data['scheduler']}, not {own}. "
+                f"Configure the constraint with {data['scheduler']} to resume that run."
             )
-        values = {
-            name: tuple(map(_finite(name), value)) if isinstance(value, list) else _finite(name)(value)
-            for name, value in data.items()
-        }
-        state: S = self.state_type(**values)
+        schema = data.get("schema")
+        if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
+            raise StateError(f"The saved state of {own} is damaged: its schema is {schema!r}.")
+        if schema > self.schema:
+            raise StateError(
+                f"This state of {own} has schema {schema}; this version reads up to {self.schema}. "
+                "Upgrade the package that brings this scheduler to load it."
+            )
+        fields, saved = self.state_type._fields, set(data) - {"scheduler", "schema"}
+        if saved != set(fields):
+            raise StateError(
+                f"The saved state of {own} has fields {sorted(saved)}, expected {sorted(fields)}: "
+                "it was written by another version or is damaged."
+            )
+        state: S = self.state_type(**{name: self._load_field(name, data[name]) for name in fields})
+        if self.strength(state) < 0.0:
+            raise StateError(f"The saved multiplier of {own} is {self.strength(state)!r}; it must be ≥ 0.")
         return state
 
+    def _dump_field(self, name: str, value: Any) -> Any:
+        return list(value) if isinstance(value, tuple) else value
+
+    def _load_field(self, name: str, value: Any) -> Any:
+        if isinstance(value, list):
+            return tuple(_finite(name, item) for item in value)
+        return _finite(name, value)
+
     def __repr__(self) -> str:
-        settings = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
-        return f"{type(self).__name__}({settings})"
+        names = [name for name in inspect.signature(type(self)).parameters if hasattr(self, name)]
+        return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
 
-def _finite(name: str) -> Any:
-    def check(value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise StateError(f"Field '{name}' of a saved scheduler state is {value!r}; a finite number is needed.")
-        return value
+def _finite(name: str, value: Any) -> float:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    try:
+        if number and math.isfinite(value):
+            return float(value)
+    except OverflowError:
+        pass
+    raise StateError(f"Field '{name}' of a saved scheduler state is {value!r:.60}; a finite number is needed.")
 
-    return check
+
+def spread(state: Any, n: int) -> Any:
+    """Return ``state`` with every float replaced by an ``(n,)`` float64 array of it."""
+    if isinstance(state, tuple):
+        return _rebuilt(state, [spread(value, n) for value in state])
+    return np.full(n, state, dtype=np.float64)
+
+
+def stack(states: list[Any]) -> Any:
+    """Return the states of n constraints, all at the same update, as one state of ``(n,)`` arrays."""
+    first = states[0]
+    if isinstance(first, tuple):
+        return _rebuilt(first, [stack(list(column)) for column in zip(*states, strict=True)])
+    return np.array(states, dtype=np.float64)
+
+
+def unstack(states: Any) -> list[Any]:
+    """Return the rows of a state of ``(n,)`` arrays; undoes `stack`."""
+    return [_row(states, index) for index in range(_n_rows(states))]
+
+
+def _row(states: Any, index: int) -> Any:
+    if isinstance(states, tuple):
+        return _rebuilt(states, [_row(value, index) for value in states])
+    return float(states[index])
+
+
+def _n_rows(states: Any) -> int:
+    """Return n of a state of ``(n,)`` arrays; an empty history has no rows to count."""
+    if isinstance(states, tuple):
+        return max(map(_n_rows, states), default=0)
+    return len(states)
+
+
+def _rebuilt(like: tuple[Any, ...], values: list[Any]) -> Any:
+    make = getattr(like, "_make", tuple)
+    return make(values)
+
+
+def in_range(violations: Any, n: int) -> FloatArray:
+    """Return ``violations`` as an ``(n,)`` float64 array clipped to ±`LARGEST`.
+
+    Raises:
+        RolloutError: if the shape differs or a value is NaN or infinite.
+    """
+    values = np.asarray(violations, dtype=np.float64)
+    if values.shape != (n,):
+        raise RolloutError(f"update_many was given violations of shape {values.shape} for {n} constraints.")
+    if not np.isfinite(values).all():
+        bad = np.flatnonzero(~np.isfinite(values))[:5].tolist()
+        raise RolloutError(f"Violations of rows {bad} are not finite. Sanitise costs with Constraint.measure first.")
+    clipped: FloatArray = np.minimum(np.maximum(values, -LARGEST), LARGEST)
+    return clipped
 
 
 def check_number(
@@ -101,3 +271,21 @@ def check_number(
         right = f"{high:g})" if high == math.inf else f"{high:g}]"
         raise ConfigurationError(f"{owner}: {name} is {value!r}; give a finite number in {left}, {right}.")
     return float(value)
+
+
+def check_gain(owner: str, name: str, value: float, *, positive: bool = False) -> float:
+    """Return ``value`` if it is a gain: a number in [0, `LARGEST`], above 0 if ``positive``."""
+    return check_number(owner, name, value, low=0.0, high=LARGEST, open_low=positive)
+
+
+def check_share(owner: str, name: str, value: float) -> float:
+    """Return ``value`` if it is a smoothing factor: a number in [0, 1), where 0 means none."""
+    return check_number(owner, name, value, low=0.0, high=1.0 - 1e-12)
+
+
+def whole_number(owner: str, name: str, value: int) -> int:
+    """Return ``value`` if it is a positive whole number; a fraction is refused, not rounded."""
+    number = check_number(owner, name, value, low=1, high=LARGEST)
+    if number != int(number):
+        raise ConfigurationError(f"{owner}: {name} is {value!r}; give a whole number.")
+    return int(number)

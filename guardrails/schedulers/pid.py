@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from guardrails.schedulers.base import ConstraintScheduler, check_number
+from guardrails.schedulers.base import LARGEST, check_gain, check_share, whole_number
+from guardrails.schedulers.elementwise import ElementwiseScheduler, Ops, held
 
 
 class PIDState(NamedTuple):
@@ -17,22 +18,27 @@ class PIDState(NamedTuple):
     history: tuple[float, ...]
 
 
-class PID(ConstraintScheduler[PIDState]):
+class PID(ElementwiseScheduler[PIDState]):
     """Multiplier by a PID controller on the violation v.
 
-    I ← clip(I + K_I v, 0, I_max);  P ← αP + (1-α)v;  J̄ ← βJ̄ + (1-β)v;  D ← [J̄ - J̄₋ₖ]₊;
+    P ← αP + (1-α)v;  J̄ ← βJ̄ + (1-β)v;  D ← [J̄ - J̄₋ₖ]₊;
+    I ← [min(I + K_I v, max(I, I_max - K_P P - K_D D))]₊, at most I_max;
     λ ← [K_P P + I + K_D D]₊.
 
-    The limit is constant between two updates, so smoothing v instead of J leaves D the same.
+    While λ is below I_max this is the paper's controller. Above it, I no longer rises (conditional
+    integration): what P and D already supply needs no integral, and would have to be unwound later at
+    a rate that v ≥ -1 bounds. J̄ starts at the first v, so that the first measurement is no rise.
+    Smoothing v instead of J leaves D as in the paper while the limit stands still; a limit that is
+    tightened counts as a rise.
 
     Args:
-        kp: K_P ≥ 0, λ per unit of smoothed violation.
-        ki: K_I ≥ 0, λ per unit of violation and update.
-        kd: K_D ≥ 0, λ per unit of rise of the smoothed violation over ``delay`` updates.
-        smoothing_p: α in [0, 1), 0 = no smoothing.
+        kp: K_P ≥ 0, λ per scale unit of smoothed violation.
+        ki: K_I ≥ 0, λ per scale unit of violation and update.
+        kd: K_D ≥ 0, λ per scale unit that the smoothed violation rose over ``delay`` updates.
+        smoothing_p: α in [0, 1), 0 = no smoothing; averages over about 1 / (1-α) updates.
         smoothing_d: β in [0, 1).
         delay: k ≥ 1 updates over which D looks back.
-        integral_max: I_max > 0, the cap that keeps the integral from winding up.
+        integral_max: I_max > 0, the λ up to which the integral may carry it.
 
     Raises:
         ConfigurationError: if an argument is out of range.
@@ -48,34 +54,42 @@ class PID(ConstraintScheduler[PIDState]):
 
     def __init__(
         self,
-        kp: float = 0.1,
+        kp: float = 1.0,
         ki: float = 0.05,
-        kd: float = 0.01,
+        kd: float = 0.1,
         *,
-        smoothing_p: float = 0.9,
-        smoothing_d: float = 0.9,
-        delay: int = 10,
+        smoothing_p: float = 0.7,
+        smoothing_d: float = 0.7,
+        delay: int = 5,
         integral_max: float = 10.0,
     ) -> None:
-        self.kp = check_number("PID", "kp", kp, low=0.0)
-        self.ki = check_number("PID", "ki", ki, low=0.0)
-        self.kd = check_number("PID", "kd", kd, low=0.0)
-        self.smoothing_p = check_number("PID", "smoothing_p", smoothing_p, low=0.0, high=1.0 - 1e-12)
-        self.smoothing_d = check_number("PID", "smoothing_d", smoothing_d, low=0.0, high=1.0 - 1e-12)
-        self.delay = int(check_number("PID", "delay", delay, low=1))
-        self.integral_max = check_number("PID", "integral_max", integral_max, low=0.0, open_low=True)
+        self.kp = check_gain("PID", "kp", kp)
+        self.ki = check_gain("PID", "ki", ki)
+        self.kd = check_gain("PID", "kd", kd)
+        self.smoothing_p = check_share("PID", "smoothing_p", smoothing_p)
+        self.smoothing_d = check_share("PID", "smoothing_d", smoothing_d)
+        self.delay = whole_number("PID", "delay", delay)
+        self.integral_max = check_gain("PID", "integral_max", integral_max, positive=True)
 
     def init(self) -> PIDState:
         """Return a controller at rest."""
         return PIDState(0.0, 0.0, 0.0, 0.0, ())
 
-    def update(self, state: PIDState, violation: float) -> tuple[PIDState, float]:
+    def advance(self, state: PIDState, violation: Any, ops: Ops) -> PIDState:
         """Advance the controller by one measurement."""
-        integral = min(max(state.integral + self.ki * violation, 0.0), self.integral_max)
-        proportional = self.smoothing_p * state.proportional + (1.0 - self.smoothing_p) * violation
-        smoothed = self.smoothing_d * state.smoothed + (1.0 - self.smoothing_d) * violation
+        alpha, beta = self.smoothing_p, self.smoothing_d
+        proportional = alpha * state.proportional + (1.0 - alpha) * violation
+        smoothed = beta * state.smoothed + (1.0 - beta) * violation if state.history else violation
         past = state.history[0] if state.history else smoothed
-        derivative = max(0.0, smoothed - past)
-        lam = max(0.0, self.kp * proportional + integral + self.kd * derivative)
+        derivative = ops.clip(smoothed - past, 0.0, 2.0 * LARGEST)
+        direct = self.kp * proportional + self.kd * derivative
+        room = ops.clip(self.integral_max - direct, state.integral, self.integral_max)
+        integral = ops.clip(state.integral + self.ki * violation, 0.0, room)
+        lam = ops.clip(direct + integral, 0.0, LARGEST)
         history = (*state.history, smoothed)[-self.delay :]
-        return PIDState(lam, integral, proportional, smoothed, history), lam
+        return PIDState(lam, integral, proportional, smoothed, history)
+
+    def advance_tracking(self, before: PIDState, after: PIDState, strength: Any, ops: Ops) -> PIDState:
+        """Hold the integral while a wrapper limits λ in the direction in which it moves."""
+        integral = held(before.integral, after.integral, strength, after.multiplier, ops)
+        return after._replace(multiplier=strength, integral=integral)
