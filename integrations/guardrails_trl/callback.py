@@ -1,0 +1,219 @@
+"""GuardrailsCallback: a guard on a TRL trainer that samples completions (GRPO, RLOO)."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl.trainer.grpo_trainer import GRPOTrainer
+from trl.trainer.rloo_trainer import RLOOTrainer
+
+from guardrails import AttachError, Constraint, Guard, Rollout
+from guardrails_transformers import load_guard, save_guard
+from guardrails_trl.advantages import mix
+from guardrails_trl.costs import cost_functions, is_async
+from guardrails_trl.seams import GENERATE_AND_SCORE, RESUME, SCORE, Host
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "guardrails/"
+"""Start of every metric and table column this adapter adds to the host's."""
+
+
+class _Scored(NamedTuple):
+    """What the host just scored: gathered over all processes, except for the last two."""
+
+    rewards: Tensor
+    costs: dict[str, Tensor]
+    completion_ids: list[list[int]]
+    texts: tuple[list[Any], list[Any]]
+
+
+class GuardrailsCallback(TrainerCallback):
+    """Guards a GRPO or RLOO trainer: A = (A_r - Σ λᵢ A_cᵢ) / (1 + Σ λᵢ).
+
+    A_r are the host's own advantages; A_cᵢ are what the host's own estimator makes of cost i alone, whatever
+    ``scale_rewards``, ``multi_objective_aggregation`` or ``normalize_advantages`` say. Once per generation batch,
+    `Guard.step` sees the costs of all processes, and the multipliers it decides apply to that same batch. With
+    every λ at 0 the training is the unguarded one, bit for bit. Evaluation logs the costs and changes nothing.
+
+    A constraint's ``cost`` is a function with the signature of a TRL reward function, plain or asynchronous, or
+    several, whose values are summed. ``None`` or NaN for a completion counts as a violation. A completion that no
+    reward function scored has A_r = 0, as in TRL, and its cost still counts.
+
+    Constructing it attaches the guard; ``trainer.add_callback`` must follow. Multipliers are saved into every
+    checkpoint as ``guardrails.json``, and ``trainer.train(resume_from_checkpoint=...)`` restores them.
+
+    Args:
+        trainer: a `trl.GRPOTrainer` or `trl.RLOOTrainer`, PEFT or not; subclasses that keep its scoring.
+        guard: the constraints.
+        missing_ok: resume also from a checkpoint without a guard's state, with the guard as it is.
+
+    Raises:
+        AttachError: if the trainer, its version, or a constraint's cost cannot be guarded. Neither the trainer
+            nor the guard is changed then.
+
+    Example:
+        >>> trainer.add_callback(GuardrailsCallback(trainer, guard))  # doctest: +SKIP
+        >>> trainer.train()  # doctest: +SKIP
+    """
+
+    def __init__(self, trainer: GRPOTrainer | RLOOTrainer, guard: Guard, *, missing_ok: bool = False) -> None:
+        if not isinstance(guard, Guard):
+            raise AttachError(f"GuardrailsCallback(trainer, guard) needs a Guard second, not {type(guard).__name__}.")
+        host = Host(trainer)
+        columns = host.data_columns
+        self._functions = {part.name: cost_functions(part, columns, host.name) for part in guard.constraints}
+        self._has_async = any(is_async(function) for functions in self._functions.values() for function in functions)
+        guard.attach(host.name)
+        self._host: Host | None = host
+        self._guard = guard
+        self._missing_ok = missing_ok
+        self._scored: _Scored | None = None
+        host.wrap(SCORE, self._score)
+        host.wrap(GENERATE_AND_SCORE, self._generate_and_score)
+        host.wrap(RESUME, self._resume)
+
+    @property
+    def guard(self) -> Guard:
+        """The guard; its ``decision`` says what was decided last, and why."""
+        return self._guard
+
+    def detach(self) -> None:
+        """Leave the trainer as it was before, and release the guard. Does nothing when already detached.
+
+        Raises:
+            AttachError: if something else has wrapped the trainer since; it stays guarded then.
+        """
+        host = self._host
+        if host is None:
+            return
+        host.unwrap()
+        host.forget(PREFIX)
+        if host.has_callback(self):
+            host.trainer.remove_callback(self)
+        self._host = None
+        self._guard.detach()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Refuse to run as the callback of another trainer than the one it was built for."""
+        if self._host is None or state is not self._host.trainer.state:
+            raise AttachError(
+                "This GuardrailsCallback was built for another trainer or was detached. Build one for this trainer: "
+                "GuardrailsCallback(trainer, guard)."
+            )
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write the guard's state into the checkpoint the host has just written."""
+        if args.should_save:
+            save_guard(self._guard, Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
+
+    def _attached(self) -> Host:
+        if self._host is None:
+            raise AttachError("This GuardrailsCallback is detached.")
+        return self._host
+
+    def _resume(self, original: Callable[..., Any], checkpoint: str | None) -> Any:
+        result = original(checkpoint)
+        if checkpoint is not None and load_guard(self._guard, os.fspath(checkpoint), missing_ok=self._missing_ok):
+            logger.info("Restored the guard's multipliers from %s: %s", checkpoint, self._guard.multipliers)
+        return result
+
+    def _score(
+        self,
+        original: Callable[..., Tensor],
+        inputs: list[dict[str, Any]],
+        prompts: list[Any],
+        completions: list[Any],
+        completion_ids_list: list[list[int]],
+    ) -> Tensor:
+        """Score costs as further columns of the host's rewards, and return the rewards alone."""
+        host = self._attached()
+        functions = {
+            f"{PREFIX}{name}/cost" + (f"[{i}]" if i else ""): function
+            for name, parts in self._functions.items()
+            for i, function in enumerate(parts)
+        }
+        with host.scoring_with(functions, has_async=self._has_async):
+            columns = original(inputs, prompts, completions, completion_ids_list)
+        n_rewards = columns.shape[1] - len(functions)
+        rewards, remaining = columns[:, :n_rewards], columns[:, n_rewards:]
+        sizes = [len(parts) for parts in self._functions.values()]
+        costs = {
+            name: part.sum(dim=1)
+            for name, part in zip(self._functions, torch.split(remaining, sizes, dim=1), strict=True)
+        }
+        _warn_unscored(host, columns, n_rewards, prompts, completions)
+        self._scored = _Scored(host.total_rewards(rewards), costs, completion_ids_list, (prompts, completions))
+        return rewards
+
+    def _generate_and_score(self, original: Callable[..., Any], inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """Let the host generate and score, decide, and put the multipliers into the advantages."""
+        host = self._attached()
+        if host.mode == "train" and not host.has_callback(self):
+            raise AttachError(
+                "A guard is attached to this trainer, but its callback was not added. Call "
+                "trainer.add_callback(callback) before trainer.train(), or callback.detach()."
+            )
+        output: dict[str, Any] = original(inputs)
+        scored, self._scored = self._scored, None
+        if scored is None:
+            raise AttachError(f"{host.name} produced completions without scoring them; a guard cannot act on that.")
+        if host.mode == "train":
+            self._act(host, scored, output)
+        else:
+            for part in self._guard.constraints:
+                host.log("eval", {f"{PREFIX}{part.name}/cost": _mean_cost(part, scored.costs[part.name])})
+        for name, costs in scored.costs.items():
+            host.log_column(f"{PREFIX}{name}/cost", costs.tolist())
+        return output
+
+    def _act(self, host: Host, scored: _Scored, output: dict[str, Any]) -> None:
+        alone = host.is_alone
+        rollout = Rollout(
+            rewards=scored.rewards.tolist(),
+            costs={name: costs.tolist() for name, costs in scored.costs.items()},
+            lengths=[len(ids) for ids in scored.completion_ids] if alone else None,
+            prompts=scored.texts[0] if alone else None,
+            completions=scored.texts[1] if alone else None,
+        )
+        decision = self._guard.step(rollout)
+        host.log("train", {f"{PREFIX}{name}": value for name, value in decision.metrics().items()})
+        multipliers = decision.multipliers
+        if not any(multipliers.values()):
+            return
+        penalties = []
+        for part in self._guard.constraints:
+            like = scored.costs[part.name]
+            rows = torch.as_tensor(self._guard.sanitised(part.name), dtype=like.dtype, device=like.device)
+            signed = rows if part.sense == "<=" else -rows
+            penalties.append((multipliers[part.name], host.advantages(signed)))
+        local = output["advantages"]
+        output["advantages"] = mix(local, [(lam, host.local(rows, len(local))) for lam, rows in penalties])
+        logged = local.new_tensor(host.logged_advantages(rollout.n_rows))
+        host.replace_logged_advantages(mix(logged, penalties).tolist())
+
+
+def _mean_cost(part: Constraint, costs: Tensor) -> float:
+    return part.measure(costs.double().cpu().numpy()).cost
+
+
+def _warn_unscored(host: Host, columns: Tensor, n_rewards: int, prompts: list[Any], completions: list[Any]) -> None:
+    """Warn of completions that no reward function scored, where a cost column hides them from the host."""
+    local = host.local(columns, len(prompts)).isnan()
+    hidden = local[:, :n_rewards].all(dim=1) & ~local.all(dim=1)
+    if hidden.any():
+        row = int(hidden.nonzero()[0])
+        logger.warning(
+            "All reward functions returned None for %d completions, for example prompt %r, completion %r. Please "
+            "ensure that at least one reward function returns a valid reward.",
+            int(hidden.sum()), prompts[row], completions[row],
+        )  # fmt: skip

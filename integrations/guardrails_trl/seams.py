@@ -1,0 +1,225 @@
+"""Every name of TRL and transformers that is not public and that this adapter relies on.
+
+TRL offers no hook between scoring and the loss, so three methods are wrapped on the trainer's instance, and a
+few of its attributes are read. All of them are checked before the first is touched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, TypeAlias
+
+import trl
+from torch import Tensor
+from trl.trainer.grpo_trainer import GRPOTrainer
+from trl.trainer.rloo_trainer import RLOOTrainer
+
+from guardrails import AttachError
+from guardrails_trl import advantages
+
+Mode: TypeAlias = Literal["train", "eval"]
+
+SCORE = "_calculate_rewards"
+GENERATE_AND_SCORE = "_generate_and_score_completions"
+RESUME = "_load_optimizer_and_scheduler"
+
+_PARAMETERS = {
+    SCORE: ["inputs", "prompts", "completions", "completion_ids_list"],
+    GENERATE_AND_SCORE: ["inputs"],
+    RESUME: ["checkpoint"],
+}
+_LISTS = ("reward_funcs", "reward_processing_classes", "reward_func_names")
+_ATTRIBUTES = (*_LISTS, "reward_weights", "num_generations", "accelerator", "callback_handler", "_metrics", "_logs")
+_OF_CLASS = {
+    GRPOTrainer: ("scale_rewards", "multi_objective_aggregation"),
+    RLOOTrainer: ("normalize_advantages",),
+}
+
+
+class Host:
+    """A GRPO or RLOO trainer, seen through the names this adapter needs.
+
+    Args:
+        trainer: the trainer. Looking at it changes nothing.
+
+    Raises:
+        AttachError: if its class or its version of TRL is not supported, or it is guarded already.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        base = next((base for base in _OF_CLASS if isinstance(trainer, base)), None)
+        if base is None:
+            kind = trainer.__name__ if isinstance(trainer, type) else type(trainer).__name__
+            raise AttachError(
+                f"GuardrailsCallback(trainer, guard) guards an instance of TRL's GRPOTrainer or RLOOTrainer, not "
+                f"{kind}: only these score whole completions that a cost can be compared on."
+            )
+        self.name = type(trainer).__name__
+        _check(trainer, base, self.name)
+        self.trainer: Any = trainer
+        self._wrappers: dict[str, Any] = {}
+        self._loop: _Loop | None = None
+
+    @property
+    def mode(self) -> Mode:
+        """The key under which the host logs what it does now."""
+        return "train" if self.trainer.model.training else "eval"
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether this is the only process, so that local data is all there is."""
+        return bool(self.trainer.accelerator.num_processes == 1)
+
+    @property
+    def data_columns(self) -> set[str] | None:
+        """Columns a cost function receives, or None where rollouts may add others while training."""
+        dynamic = any(getattr(self.trainer, name, None) for name in ("rollout_func", "environment_factories"))
+        columns = getattr(self.trainer.train_dataset, "column_names", None)
+        return None if dynamic or not isinstance(columns, list) else set(columns)
+
+    def has_callback(self, callback: Any) -> bool:
+        """Whether ``callback`` was added to the trainer."""
+        return any(present is callback for present in self.trainer.callback_handler.callbacks)
+
+    def wrap(self, name: str, wrapper: Callable[..., Any]) -> None:
+        """Put ``wrapper(original, *args)`` in the place of a method, on this instance alone."""
+        original = getattr(self.trainer, name)
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            return wrapper(original, *args, **kwargs)
+
+        self._wrappers[name] = wrapped
+        setattr(self.trainer, name, wrapped)
+
+    def unwrap(self) -> None:
+        """Take all wrappers off, or none.
+
+        Raises:
+            AttachError: if somebody has wrapped a method again since.
+        """
+        for name, wrapped in self._wrappers.items():
+            if vars(self.trainer).get(name) is not wrapped:
+                raise AttachError(
+                    f"{self.name}.{name} was replaced after the guard was attached, so it cannot be put back. Undo "
+                    "that replacement first, then call detach()."
+                )
+        for name in self._wrappers:
+            delattr(self.trainer, name)
+        self._wrappers = {}
+        if self._loop is not None:
+            self._loop.close()
+            self._loop = None
+
+    @contextmanager
+    def scoring_with(self, functions: dict[str, Callable[..., Any]], *, has_async: bool) -> Iterator[None]:
+        """Let the host score ``functions`` beside its rewards, in its own columns' order, while in this context."""
+        trainer = self.trainer
+        before = {name: getattr(trainer, name) for name in _LISTS}
+        needs_loop = has_async and not hasattr(trainer, "async_loop")
+        if needs_loop:
+            self._loop = self._loop or _Loop()
+            trainer.async_loop = self._loop.loop
+        try:
+            trainer.reward_funcs = [*before["reward_funcs"], *functions.values()]
+            trainer.reward_processing_classes = [*before["reward_processing_classes"], *(None for _ in functions)]
+            trainer.reward_func_names = [*before["reward_func_names"], *functions]
+            yield
+        finally:
+            for name, value in before.items():
+                setattr(trainer, name, value)
+            if needs_loop:
+                del trainer.async_loop
+
+    def total_rewards(self, columns: Tensor) -> Tensor:
+        """Return the host's weighted sum of reward columns, ``(n_rows,)``; NaN where none gave a value."""
+        total: Tensor = (columns * self.trainer.reward_weights.to(columns.device)).nansum(dim=1)
+        total[columns.isnan().all(dim=1)] = float("nan")
+        return total
+
+    def advantages(self, values: Tensor) -> Tensor:
+        """Return the training advantages the host would compute if ``values`` were its only reward."""
+        trainer: Any = self.trainer
+        size = trainer.num_generations
+        if isinstance(trainer, RLOOTrainer):
+            return advantages.rloo(values, size, normalize=trainer.normalize_advantages)
+        return advantages.grpo(
+            values, size, scale_rewards=trainer.scale_rewards, aggregation=trainer.multi_objective_aggregation
+        )
+
+    def local(self, rows: Tensor, n_local: int) -> Tensor:
+        """Return this process's slice of globally gathered rows."""
+        start = self.trainer.accelerator.process_index * n_local
+        return rows[start : start + n_local]
+
+    def log(self, mode: Mode, metrics: dict[str, float]) -> None:
+        """Add scalars to those the host averages and sends to its loggers at its next `log`."""
+        for name, value in metrics.items():
+            self.trainer._metrics[mode][name].append(value)
+
+    def logged_advantages(self, n_rows: int) -> list[float]:
+        """Return the last ``n_rows`` advantages of the host's completions table."""
+        return list(self.trainer._logs["advantages"])[-n_rows:]
+
+    def replace_logged_advantages(self, values: Sequence[float]) -> None:
+        """Overwrite the last rows of the advantages in the host's completions table."""
+        column = self.trainer._logs["advantages"]
+        for _ in range(min(len(values), len(column))):
+            column.pop()
+        column.extend(values)
+
+    def log_column(self, name: str, values: Sequence[float]) -> None:
+        """Append ``values`` to a column of the host's completions table, padding the rows it was not there for."""
+        column, n_rows = self.trainer._logs["extra"][name], len(self.trainer._logs["prompt"])
+        rows = [*column, *values][-n_rows:]
+        column.clear()
+        column.extend([None] * (n_rows - len(rows)) + rows)
+
+    def forget(self, prefix: str) -> None:
+        """Drop every metric and table column whose name starts with ``prefix``."""
+        for store in (*self.trainer._metrics.values(), self.trainer._logs["extra"]):
+            for name in [name for name in store if name.startswith(prefix)]:
+                del store[name]
+
+
+def _check(trainer: Any, base: type, name: str) -> None:
+    if any(method in vars(trainer) for method in _PARAMETERS):
+        raise AttachError(
+            f"This {name} is guarded already, or something else has wrapped its scoring. Call detach() on the "
+            "GuardrailsCallback it has; put several constraints into one Guard."
+        )
+    version = f"training-guardrails does not know the {base.__name__} of TRL {trl.__version__}"
+    cure = "Install a version the README names as supported."
+    for method, expected in _PARAMETERS.items():
+        function = getattr(base, method, None)
+        if function is None or list(inspect.signature(function).parameters)[1:] != expected:
+            raise AttachError(f"{version}: its method {method}({', '.join(expected)}) is gone or has changed. {cure}")
+    missing = [attribute for attribute in (*_ATTRIBUTES, *_OF_CLASS[base]) if not hasattr(trainer, attribute)]
+    missing += [
+        f"_logs['{key}']" for key in ("prompt", "advantages", "extra") if key not in getattr(trainer, "_logs", ())
+    ]
+    if missing:
+        raise AttachError(f"{version}: it has no {', '.join(missing)}. {cure}")
+    for method in (SCORE, GENERATE_AND_SCORE):
+        if getattr(type(trainer), method) is not getattr(base, method):
+            raise AttachError(
+                f"{name} replaces {method} of {base.__name__}, so its advantages may mean something else and a guard "
+                f"could not keep its promise. Use {base.__name__} itself, or a subclass that leaves this method alone."
+            )
+
+
+class _Loop:
+    """An event loop on a daemon thread, for asynchronous costs on a host that has none of its own."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, name="guardrails-costs", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+        self.loop.close()
