@@ -123,11 +123,12 @@ class CostValue:
         return losses
 
     def _update(self, observations: Any, wanted: torch.Tensor) -> torch.Tensor:
-        error = (self.network(observations) - wanted).square().mean(dim=0)
+        error: torch.Tensor = (self.network(observations) - wanted).square().mean(dim=0)
         self.optimizer.zero_grad()
         error.sum().backward()
         self.optimizer.step()
-        return error.detach()
+        detached: torch.Tensor = error.detach()
+        return detached
 
     def _to_torch(self, observations: Observations) -> Any:
         if isinstance(observations, dict):

@@ -40,7 +40,7 @@ def _key_reader(name: str, key: str) -> Reader:
             present = ", ".join(sorted(map(str, info))) or "none"
             raise RolloutError(
                 f"Constraint '{name}' reads info['{key}'], which this step's info does not carry. Keys here: "
-                f"{present}. Let the environment give it at every step (a cost that is absent is not taken for zero), or "
+                f"{present}. Let the environment give it at every step (an absent cost is not taken for zero), or "
                 "give Constraint(cost=...) the right key or a function of info."
             ) from None
         return _number(name, f"info['{key}']", value)
