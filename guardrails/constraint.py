@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 
@@ -33,7 +33,7 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True)
 class Constraint:
-    """A bound on a mean cost: J ≤ limit, or J ≥ limit with ``sense=">="``.
+    """A bound on a mean cost: J ≤ limit, J ≥ limit with ``sense=">="``, or a target with ``sense="=="``.
 
     J is the mean over a step's rows of the cost of a row: the undiscounted sum over an RL episode,
     or the value of one completion.
@@ -45,13 +45,17 @@ class Constraint:
             function, or several, whose values are summed; for Stable-Baselines3 a key of ``info`` or
             a function ``info -> float``, summed over the episode. ``None`` reads the key or column
             that bears the constraint's name.
-        scheduler: how the multiplier follows the violation. Default `PID()`.
-        sense: ``"<="`` for an upper limit, ``">="`` for a lower one.
+        scheduler: how the multiplier follows the violation: an instance, or the name of a built-in or
+            plug-in scheduler, which is then made with its defaults. Default `PID()`.
+        sense: ``"<="`` for an upper limit, ``">="`` for a lower one, ``"=="`` for a target to be held
+            from both sides, by a scheduler that can (`AdaptiveKL`).
         scale: the violation, in the cost's unit, that a scheduler sees as 1. Default: the limit
             itself, so one set of gains serves limits of 0.05 and of 25.
 
     Raises:
-        ConfigurationError: if the limit is negative or not finite, or is 0 with no ``scale``.
+        ConfigurationError: if the limit is negative or not finite, is 0 with no ``scale`` or with a
+            scheduler that needs a ratio to it, or if the scheduler cannot hold a target.
+        PluginError: if no scheduler has the name given.
 
     Example:
         >>> constraint = Constraint("toxicity", limit=0.05)
@@ -62,8 +66,8 @@ class Constraint:
     name: str
     limit: float
     cost: CostFunction | Sequence[CostFunction] | str | None = None
-    scheduler: ConstraintScheduler[Any] = field(default_factory=PID)
-    sense: Literal["<=", ">="] = "<="
+    scheduler: ConstraintScheduler[Any] | str = field(default_factory=PID)
+    sense: Literal["<=", ">=", "=="] = "<="
     scale: float | None = None
 
     def __post_init__(self) -> None:
@@ -73,12 +77,12 @@ class Constraint:
             )
         owner = f"Constraint '{self.name}'"
         object.__setattr__(self, "limit", check_number(owner, "limit", self.limit, low=0.0))
-        if self.sense not in ("<=", ">="):
-            raise ConfigurationError(f"{owner}: sense is {self.sense!r}; give '<=' (at most) or '>=' (at least).")
-        if not isinstance(self.scheduler, ConstraintScheduler):
+        if self.sense not in ("<=", ">=", "=="):
             raise ConfigurationError(
-                f"{owner}: scheduler is {self.scheduler!r}; give an instance such as PID() or DualAscent()."
+                f"{owner}: sense is {self.sense!r}; give '<=' (at most), '>=' (at least) or '==' (a target)."
             )
+        object.__setattr__(self, "scheduler", _scheduler(owner, self.scheduler))
+        self._check_scheduler(owner)
         if self.scale is None:
             if self.limit == 0.0:
                 raise ConfigurationError(
@@ -88,6 +92,16 @@ class Constraint:
         else:
             object.__setattr__(self, "scale", check_number(owner, "scale", self.scale, low=0.0, open_low=True))
         self._check_cost(owner)
+
+    def _check_scheduler(self, owner: str) -> None:
+        kind = type(self.controller).__name__
+        if self.sense == "==" and not self.controller.two_sided:
+            raise ConfigurationError(
+                f"{owner}: {kind} bounds a cost from one side and cannot hold it at a target (sense '=='). Use "
+                "AdaptiveKL, or two constraints on the same cost, one with '<=' and one with '>='."
+            )
+        if self.controller.relative and self.limit == 0.0:
+            raise ConfigurationError(f"{owner}: {kind} works on the ratio of cost and limit. Give a limit above 0.")
 
     def _check_cost(self, owner: str) -> None:
         cost = self.cost
@@ -101,13 +115,18 @@ class Constraint:
         )
 
     @property
+    def controller(self) -> ConstraintScheduler[Any]:
+        """The scheduler as an instance, also where it was given by name."""
+        return cast("ConstraintScheduler[Any]", self.scheduler)
+
+    @property
     def violation_scale(self) -> float:
         """The violation, in the cost's unit, that a scheduler sees as 1."""
         return self.limit if self.scale is None else self.scale
 
     def violation(self, cost: float) -> float:
         """Return J - d, or d - J for a lower limit: positive when violated, in the cost's unit."""
-        return cost - self.limit if self.sense == "<=" else self.limit - cost
+        return self.limit - cost if self.sense == ">=" else cost - self.limit
 
     def measure(self, costs: FloatArray) -> Measured:
         """Return J of a step, with NaN and infinite costs counted as violations.
@@ -127,7 +146,7 @@ class Constraint:
             return Measured(total / n_rows, costs, 0)
         bad = ~np.isfinite(costs)
         invalid = int(bad.sum())
-        sign = 1.0 if self.sense == "<=" else -1.0
+        sign = -1.0 if self.sense == ">=" else 1.0
         signed = np.where(bad, -np.inf, sign * costs)
         floor = sign * self.limit + self.violation_scale
         rows = np.where(bad, max(floor, float(signed.max())), signed)
@@ -135,3 +154,22 @@ class Constraint:
         if invalid:
             mean = max(mean, sign * self.limit + self.violation_scale * invalid / n_rows)
         return Measured(sign * mean, sign * rows, invalid)
+
+
+def _scheduler(owner: str, given: Any) -> ConstraintScheduler[Any]:
+    """Return the scheduler given as an instance or by name."""
+    if isinstance(given, str):
+        from guardrails import plugins
+
+        kind = plugins.scheduler(given)
+        try:
+            return kind()
+        except TypeError as error:
+            raise ConfigurationError(
+                f"{owner}: scheduler '{given}' cannot be made without arguments ({error}). Give an instance instead."
+            ) from error
+    if not isinstance(given, ConstraintScheduler):
+        raise ConfigurationError(
+            f"{owner}: scheduler is {given!r}; give an instance such as PID() or DualAscent(), or a name."
+        )
+    return given

@@ -49,8 +49,8 @@ class Guard:
                 raise ConfigurationError(f"Two constraints are named '{part.name}'. Give each a name of its own.")
             constraints[part.name] = part
         self._constraints = constraints
-        self._states: dict[str, Any] = {name: part.scheduler.init() for name, part in constraints.items()}
-        self._multipliers = {name: part.scheduler.strength(self._states[name]) for name, part in constraints.items()}
+        self._states: dict[str, Any] = {name: part.controller.init() for name, part in constraints.items()}
+        self._multipliers = {name: part.controller.strength(self._states[name]) for name, part in constraints.items()}
         self._step = 0
         self._decision: Decision | None = None
         self._rows: dict[str, FloatArray] = {}
@@ -96,6 +96,19 @@ class Guard:
         """Return the costs of the last step, ``(n_rows,)``, with unmeasurable rows set to the worst value."""
         return self._rows[name]
 
+    def penalty(self, name: str, cost: Any) -> Any:
+        """Return the term that a host with a differentiable cost adds to its loss, dimensionless.
+
+        λ v for most schedulers; ψ(v) for the augmented Lagrangian, whose derivative is its multiplier.
+
+        Args:
+            name: the constraint.
+            cost: J in the cost's own unit, as a float or as a differentiable tensor of any library.
+        """
+        part = self._constraints[name]
+        violation = part.violation(cost) / part.violation_scale
+        return part.controller.penalty(self._states[name], violation)
+
     def step(self, rollout: Rollout) -> Decision:
         """Measure each constraint on ``rollout``, update its multiplier, and say why.
 
@@ -130,8 +143,7 @@ class Guard:
             text = f"{measured.invalid_rows} of {measured.rows.size} costs were not finite and count as violations"
             reasons.append(Reason(name, "invalid", text))
         verdict: Verdict = "tightened" if after > before else "relaxed" if after < before else "held"
-        side = "above" if part.sense == "<=" else "below"
-        relation = f"{side} limit" if violation > 0 else "within limit"
+        relation = _relation(part, violation)
         text = f"mean cost {measured.cost:.4g} is {relation} {part.limit:.4g}, λ {before:.4g} → {after:.4g}"
         reasons.append(Reason(name, verdict, text))
         return ConstraintDecision(name, measured.cost, part.limit, violation, after, measured.invalid_rows)
@@ -140,14 +152,14 @@ class Guard:
         """Return the new multiplier and, if the scheduler failed, what was done instead."""
         before = self._multipliers[part.name]
         try:
-            state, after = part.scheduler.update(self._states[part.name], violation)
+            state, after = part.controller.update(self._states[part.name], violation)
             problem = "" if math.isfinite(after) and after >= 0.0 else f"returned a strength of {after!r}"
         except Exception as error:
             state, after, problem = None, math.nan, f"raised {type(error).__name__}: {error}"
         if not problem:
             self._states[part.name] = state
             return after, ""
-        text = f"{type(part.scheduler).__name__} {problem}; λ held or raised by the violation instead"
+        text = f"{type(part.controller).__name__} {problem}; λ held or raised by the violation instead"
         logger.warning("Constraint '%s': %s", part.name, text)
         return before + max(0.0, violation), text
 
@@ -158,9 +170,9 @@ class Guard:
             "step": self._step,
             "constraints": {
                 name: {
-                    "scheduler": type(part.scheduler).__name__,
+                    "scheduler": type(part.controller).__name__,
                     "multiplier": self._multipliers[name],
-                    "state": part.scheduler.dump(self._states[name]),
+                    "state": part.controller.dump(self._states[name]),
                 }
                 for name, part in self._constraints.items()
             },
@@ -195,7 +207,7 @@ class Guard:
         multipliers: dict[str, float] = {}
         states: dict[str, Any] = {}
         for name, part in self._constraints.items():
-            entry, expected = saved[name], type(part.scheduler).__name__
+            entry, expected = saved[name], type(part.controller).__name__
             if not isinstance(entry, Mapping) or not {"scheduler", "multiplier", "state"} <= set(entry):
                 raise StateError(
                     f"The saved entry of constraint '{name}' is damaged: {json.dumps(entry, default=str)[:200]}"
@@ -211,8 +223,15 @@ class Guard:
                     f"The saved multiplier of constraint '{name}' is {multiplier!r}; it must be finite and ≥ 0."
                 )
             multipliers[name] = float(multiplier)
-            states[name] = part.scheduler.load(entry["state"])
+            states[name] = part.controller.load(entry["state"])
         return step, multipliers, states
+
+
+def _relation(part: Constraint, violation: float) -> str:
+    if part.sense == "==":
+        return "above target" if violation > 0 else "below target" if violation < 0 else "at target"
+    side = "above" if part.sense == "<=" else "below"
+    return f"{side} limit" if violation > 0 else "within limit"
 
 
 def _same_names(own: Iterable[str], saved: Iterable[str]) -> None:
