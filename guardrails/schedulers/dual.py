@@ -37,7 +37,7 @@ class DualAscent(ElementwiseScheduler[DualAscentState]):
 
     state_type = DualAscentState
 
-    def __init__(self, learning_rate: float = 0.05, *, initial: float = 0.0) -> None:
+    def __init__(self, learning_rate: float = 0.1, *, initial: float = 0.0) -> None:
         self.learning_rate = check_gain("DualAscent", "learning_rate", learning_rate, positive=True)
         self.initial = check_gain("DualAscent", "initial", initial)
 
@@ -70,7 +70,7 @@ class AdamAscent(ElementwiseScheduler[AdamAscentState]):
     down are smaller than η. Not monotone: a larger violation also enlarges the divisor.
 
     Args:
-        learning_rate: η > 0, λ per update.
+        learning_rate: η > 0, λ per update. OmniSafe's 0.035 is meant for runs of 500 updates.
         initial: λ₀ ≥ 0.
         mean_smoothing: β₁ in [0, 1).
         square_smoothing: β₂ in [0, 1).
@@ -91,7 +91,7 @@ class AdamAscent(ElementwiseScheduler[AdamAscentState]):
 
     def __init__(
         self,
-        learning_rate: float = 0.035,
+        learning_rate: float = 0.1,
         *,
         initial: float = 0.0,
         mean_smoothing: float = 0.9,
@@ -135,7 +135,7 @@ class LogDual(ElementwiseScheduler[LogDualState]):
         learning_rate: η > 0, change of ln λ per update at λ = 1 and a violation of one scale unit.
         initial: λ₀ in [``minimum``, ``maximum``].
         minimum: λ_min > 0.
-        maximum: λ_max ≥ ``minimum``.
+        maximum: λ_max ≥ ``minimum``. Safe RLHF: η = 0.1, λ_max = 5.
 
     Raises:
         ConfigurationError: if an argument is out of range, or the range is inverted.
@@ -150,7 +150,7 @@ class LogDual(ElementwiseScheduler[LogDualState]):
     state_type = LogDualState
 
     def __init__(
-        self, learning_rate: float = 0.1, *, initial: float = 1.0, minimum: float = 1e-3, maximum: float = 5.0
+        self, learning_rate: float = 0.05, *, initial: float = 1.0, minimum: float = 1e-3, maximum: float = 10.0
     ) -> None:
         self.learning_rate = check_gain("LogDual", "learning_rate", learning_rate, positive=True)
         self.minimum, self.maximum = check_range("LogDual", minimum, maximum)

@@ -21,7 +21,8 @@ class NuPI(ElementwiseScheduler[NuPIState]):
 
     The first update is therefore one of dual ascent, K_I v. With K_P = 0 all are; with K_P = K_I and
     ν = 0 it is the optimistic gradient method. Since the projection is part of the recursion, there is
-    no integral to wind up below λ = 0.
+    no integral to wind up below λ = 0. P counts from the first v: while a large first violation shrinks,
+    it lowers λ, so K_P well above K_I leaves such a run without a multiplier.
 
     Args:
         kp: K_P ≥ 0, λ per scale unit by which the smoothed violation changes.
@@ -41,7 +42,7 @@ class NuPI(ElementwiseScheduler[NuPIState]):
 
     state_type = NuPIState
 
-    def __init__(self, kp: float = 1.0, ki: float = 0.05, *, nu: float = 0.7, initial: float = 0.0) -> None:
+    def __init__(self, kp: float = 0.5, ki: float = 0.1, *, nu: float = 0.5, initial: float = 0.0) -> None:
         self.kp = check_gain("NuPI", "kp", kp)
         self.ki = check_gain("NuPI", "ki", ki)
         self.nu = check_share("NuPI", "nu", nu)

@@ -31,6 +31,9 @@ class PID(ElementwiseScheduler[PIDState]):
     Smoothing v instead of J leaves D as in the paper while the limit stands still; a limit that is
     tightened counts as a rise.
 
+    The defaults suit runs of 50 to 150 updates that start at v between 3 and 30, with the default scale;
+    ``benchmarks/schedulers.py`` shows them on such plants.
+
     Args:
         kp: K_P ≥ 0, λ per scale unit of smoothed violation.
         ki: K_I ≥ 0, λ per scale unit of violation and update.
@@ -55,7 +58,7 @@ class PID(ElementwiseScheduler[PIDState]):
     def __init__(
         self,
         kp: float = 1.0,
-        ki: float = 0.05,
+        ki: float = 0.1,
         kd: float = 0.1,
         *,
         smoothing_p: float = 0.7,
