@@ -73,5 +73,8 @@ def one_line(text: str) -> str:
 def describe(error: BaseException) -> str:
     """Return type, message and place of ``error`` on one line."""
     message = one_line(traceback.format_exception_only(type(error), error)[-1])
-    frames = traceback.extract_tb(error.__traceback__)
-    return f"{message} ({frames[-1].filename}:{frames[-1].lineno})" if frames else message
+    places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError):
+        places.append((error.filename or "?", error.lineno))
+    written = [place for place in places if not place[0].startswith("<frozen")]
+    return f"{message} ({written[-1][0]}:{written[-1][1]})" if written else message
