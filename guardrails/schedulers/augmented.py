@@ -55,8 +55,9 @@ class AugmentedLagrangian(ElementwiseScheduler[AugmentedLagrangianState]):
     With η = ρ, the default, this is the method of multipliers: on a convex problem solved exactly
     between updates, λ converges linearly for any ρ > 0, the faster the larger ρ. With η < ρ it is a
     proportional-integral controller (K_P = ρ, K_I = η), the form for noisy hosts, which take only a
-    step between updates; ``AugmentedLagrangian(2.0, learning_rate=0.1)`` is a start there. ρ may grow while v > ``tolerance``, to min(``growth_factor`` ρ +
-    ``growth_increment``, ``penalty_max``), and is reset once v ≤ 0.
+    step between updates; ``AugmentedLagrangian(2.0, learning_rate=0.1)`` is a start there. While
+    v > ``tolerance``, ρ may grow to ``growth_factor`` ρ + ``growth_increment``, at most
+    ``penalty_max``; once v ≤ 0 it is reset.
 
     Hosts that scale advantages apply the strength; hosts with a differentiable cost add `penalty`,
     whose derivative it is.

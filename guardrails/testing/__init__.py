@@ -4,5 +4,6 @@ They use plain assertions of behaviour and need no package beyond the core; pyte
 """
 
 from guardrails.testing.metrics import MetricContract
+from guardrails.testing.schedulers import SchedulerContract
 
-__all__ = ["MetricContract"]
+__all__ = ["MetricContract", "SchedulerContract"]
