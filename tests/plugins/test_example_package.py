@@ -65,9 +65,21 @@ def test_the_package_passes_its_own_tests(python, source):
     assert "10 passed" in call(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=source)
 
 
-def test_the_metric_is_measured_by_name(python, tmp_path):
-    code = (
-        "from guardrails import Rollout, plugins; "
-        "print(plugins.metric('acme.politeness').measure(Rollout(completions=['Thank you', 'idiot, shut up'])))"
-    )
-    assert call(python, "-c", code, cwd=tmp_path).strip() == "[1.0, 0.8]"
+GATED = """
+from guardrails import Constraint, Gate, Guard, Require, Rollout
+
+gate = Gate(Require("acme.politeness", at_least=0.8), rungs=4)
+guard = Guard(Constraint("toxicity", limit=gate.between(0.02, 0.10)))
+
+def limit(completion):
+    for _ in range(20):
+        decision = guard.step(Rollout(completions=[completion] * 64, costs={"toxicity": [0.0] * 64}))
+    return decision.constraints["toxicity"].limit
+
+print(limit("Shut up, you stupid idiot."), limit("Thank you kindly."), limit("stupid fool " * 5))
+"""
+
+
+def test_the_metric_named_in_a_gate_moves_the_limit(python, tmp_path):
+    impolite, polite, relapsed = map(float, call(python, "-c", GATED, cwd=tmp_path).split())
+    assert (impolite, polite, relapsed) == (0.02, 0.10, 0.02)

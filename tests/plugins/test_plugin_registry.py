@@ -70,7 +70,7 @@ def test_a_plugin_registered_by_code_is_looked_up_by_kind(everything):
 
 
 def test_a_name_is_known_only_for_its_own_kind(everything):
-    with pytest.raises(PluginError, match="no scheduler 'acme.politeness'"):
+    with pytest.raises(PluginError, match=r"no scheduler 'acme\.politeness'"):
         plugins.scheduler("acme.politeness")
 
 
