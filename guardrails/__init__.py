@@ -4,8 +4,9 @@ A `Guard` holds `Constraint` objects; an adapter (``guardrails_trl``, ``guardrai
 the host measured and applies what it decides. Any other loop calls ``guard.step(Rollout(...))`` itself.
 """
 
-from guardrails.constraint import Constraint
-from guardrails.decision import ConstraintDecision, Decision, Reason
+from guardrails.competence import CompetenceMetric, Gate, Require
+from guardrails.constraint import Constraint, Dial
+from guardrails.decision import ConstraintDecision, Decision, GateDecision, Reason, RequirementDecision
 from guardrails.errors import AttachError, ConfigurationError, GuardrailsError, RolloutError, StateError
 from guardrails.guard import Guard
 from guardrails.plugins import hookimpl
@@ -15,13 +16,19 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AttachError",
+    "CompetenceMetric",
     "ConfigurationError",
     "Constraint",
     "ConstraintDecision",
     "Decision",
+    "Dial",
+    "Gate",
+    "GateDecision",
     "Guard",
     "GuardrailsError",
     "Reason",
+    "Require",
+    "RequirementDecision",
     "Rollout",
     "RolloutError",
     "StateError",

@@ -1,14 +1,15 @@
-"""Constraint: what is bounded, by how much, and who decides how hard it is enforced."""
+"""Constraint and Dial: what is bounded and what is turned, by how much, and who decides how hard."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 
+from guardrails.competence.between import Between
 from guardrails.errors import ConfigurationError
 from guardrails.rollout import FloatArray
 from guardrails.schedulers.base import ConstraintScheduler, check_number
@@ -40,7 +41,8 @@ class Constraint:
 
     Args:
         name: what logs, states and errors call it; unique in a guard, without ``/``.
-        limit: d ≥ 0, in the cost's own unit.
+        limit: d ≥ 0, in the cost's own unit; or ``gate.between(tight, loose)``, and the limit moves with
+            the gate's level from the stricter value to the other.
         cost: where a row's cost comes from. For TRL a function with the signature of a reward
             function, or several, whose values are summed; for Stable-Baselines3 a key of ``info`` or
             a function ``info -> float``, summed over the episode. ``None`` reads the key or column
@@ -50,11 +52,14 @@ class Constraint:
         sense: ``"<="`` for an upper limit, ``">="`` for a lower one, ``"=="`` for a target to be held
             from both sides, by a scheduler that can (`AdaptiveKL`).
         scale: the violation, in the cost's unit, that a scheduler sees as 1. Default: the limit
-            itself, so one set of gains serves limits of 0.05 and of 25.
+            itself, so one set of gains serves limits of 0.05 and of 25; the tight end of a limit that
+            moves (the loose one if that is 0), so that gains do not move with it, and a gate that
+            never opens trains just as the tight limit would.
 
     Raises:
         ConfigurationError: if the limit is negative or not finite, is 0 with no ``scale`` or with a
-            scheduler that needs a ratio to it, or if the scheduler cannot hold a target.
+            scheduler that needs a ratio to it, if its tight end is the looser one, or if the
+            scheduler cannot hold a target.
         PluginError: if no scheduler has the name given.
 
     Example:
@@ -64,7 +69,7 @@ class Constraint:
     """
 
     name: str
-    limit: float
+    limit: float | Between
     cost: CostFunction | Sequence[CostFunction] | str | None = None
     scheduler: ConstraintScheduler[Any] | str = field(default_factory=PID)
     sense: Literal["<=", ">=", "=="] = "<="
@@ -76,15 +81,15 @@ class Constraint:
                 f"A constraint's name must be a non-empty string without '/', not {self.name!r}: loggers group by '/'."
             )
         owner = f"Constraint '{self.name}'"
-        object.__setattr__(self, "limit", check_number(owner, "limit", self.limit, low=0.0))
         if self.sense not in ("<=", ">=", "=="):
             raise ConfigurationError(
                 f"{owner}: sense is {self.sense!r}; give '<=' (at most), '>=' (at least) or '==' (a target)."
             )
+        self._check_limit(owner)
         object.__setattr__(self, "scheduler", _scheduler(owner, self.scheduler))
         self._check_scheduler(owner)
         if self.scale is None:
-            if self.limit == 0.0:
+            if self.violation_scale == 0.0:
                 raise ConfigurationError(
                     f"{owner}: a limit of 0 has no scale to measure violations by. Give scale=, the violation in the "
                     "cost's unit that counts as 1."
@@ -93,6 +98,17 @@ class Constraint:
             object.__setattr__(self, "scale", check_number(owner, "scale", self.scale, low=0.0, open_low=True))
         self._check_cost(owner)
 
+    def _check_limit(self, owner: str) -> None:
+        if not isinstance(self.limit, Between):
+            object.__setattr__(self, "limit", check_number(owner, "limit", self.limit, low=0.0))
+            return
+        tight, loose = self.limit.tight, self.limit.loose
+        if (self.sense == "<=" and tight > loose) or (self.sense == ">=" and tight < loose):
+            raise ConfigurationError(
+                f"{owner}: between({tight:g}, {loose:g}) starts at the looser end for sense '{self.sense}', so "
+                "competence would tighten it. Give the strict value first."
+            )
+
     def _check_scheduler(self, owner: str) -> None:
         kind = type(self.controller).__name__
         if self.sense == "==" and not self.controller.two_sided:
@@ -100,7 +116,7 @@ class Constraint:
                 f"{owner}: {kind} bounds a cost from one side and cannot hold it at a target (sense '=='). Use "
                 "AdaptiveKL, or two constraints on the same cost, one with '<=' and one with '>='."
             )
-        if self.controller.relative and self.limit == 0.0:
+        if self.controller.relative and 0.0 in self._ends():
             raise ConfigurationError(f"{owner}: {kind} works on the ratio of cost and limit. Give a limit above 0.")
 
     def _check_cost(self, owner: str) -> None:
@@ -122,11 +138,27 @@ class Constraint:
     @property
     def violation_scale(self) -> float:
         """The violation, in the cost's unit, that a scheduler sees as 1."""
-        return self.limit if self.scale is None else self.scale
+        tight, loose = self._ends()
+        return self.scale if self.scale is not None else tight or loose
+
+    @property
+    def bound(self) -> float:
+        """The limit d as a number; the tight end of one that moves, see `at`."""
+        return self._ends()[0]
+
+    def _ends(self) -> tuple[float, float]:
+        return (self.limit.tight, self.limit.loose) if isinstance(self.limit, Between) else (self.limit, self.limit)
+
+    def at(self, level: float) -> Constraint:
+        """Return this constraint with the limit that is in force at a gate's ``level``, as a number."""
+        if not isinstance(self.limit, Between):
+            return self
+        scale = None if self.scale is None and self.controller.relative else self.violation_scale
+        return replace(self, limit=self.limit.at(level), scale=scale)
 
     def violation(self, cost: float) -> float:
         """Return J - d, or d - J for a lower limit: positive when violated, in the cost's unit."""
-        return self.limit - cost if self.sense == ">=" else cost - self.limit
+        return self.bound - cost if self.sense == ">=" else cost - self.bound
 
     def measure(self, costs: FloatArray) -> Measured:
         """Return J of a step, with NaN and infinite costs counted as violations.
@@ -148,12 +180,51 @@ class Constraint:
         invalid = int(bad.sum())
         sign = -1.0 if self.sense == ">=" else 1.0
         signed = np.where(bad, -np.inf, sign * costs)
-        floor = sign * self.limit + self.violation_scale
+        floor = sign * self.bound + self.violation_scale
         rows = np.where(bad, max(floor, float(signed.max())), signed)
         mean = float((rows / n_rows).sum())
         if invalid:
-            mean = max(mean, sign * self.limit + self.violation_scale * invalid / n_rows)
+            mean = max(mean, sign * self.bound + self.violation_scale * invalid / n_rows)
         return Measured(sign * mean, sign * rows, invalid)
+
+
+PENALTY = "penalty"
+"""Name of the dial that the guard turns itself."""
+
+
+@dataclass(frozen=True)
+class Dial:
+    """A knob of the host that moves with competence.
+
+    Args:
+        name: which knob; an adapter names those it has, such as ``"beta"`` or ``"action_scale"``, and
+            refuses others. ``"penalty"`` every host has: the guard multiplies each multiplier with its
+            value, and what the schedulers remember stays as it is.
+        value: ``gate.between(tight, loose)``; which end is the strict one is for the user to know.
+
+    Raises:
+        ConfigurationError: if the name or the value cannot be used.
+
+    Example:
+        >>> from guardrails import Gate, Require
+        >>> gate = Gate(Require("reward_level", at_least=0.9))
+        >>> Dial("beta", gate.between(0.10, 0.01, scale="geometric")).value.at(0.0)
+        0.1
+    """
+
+    name: str
+    value: Between
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name.strip() or "/" in self.name:
+            raise ConfigurationError(
+                f"A dial's name must be a non-empty string without '/', not {self.name!r}: loggers group by '/'."
+            )
+        if not isinstance(self.value, Between):
+            raise ConfigurationError(
+                f"Dial '{self.name}': value is {self.value!r}; give gate.between(tight, loose). A knob that does not "
+                "move is set on the host itself."
+            )
 
 
 def _scheduler(owner: str, given: Any) -> ConstraintScheduler[Any]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from guardrails.constraint import Constraint, Measured
-from guardrails.decision import ConstraintDecision, Decision, Reason, Verdict
+from guardrails.competence import gates as gating
+from guardrails.competence.between import Between
+from guardrails.constraint import PENALTY, Constraint, Dial, Measured
+from guardrails.decision import ConstraintDecision, Decision, GateDecision, Reason, Verdict
 from guardrails.errors import AttachError, ConfigurationError, StateError
 from guardrails.rollout import FloatArray, Rollout
 
@@ -26,7 +28,8 @@ class Guard:
     """The limits a training run must respect.
 
     Args:
-        *parts: the constraints, each with a name of its own.
+        *parts: the constraints and dials, each with a name of its own. The gates that they follow
+            come along by themselves.
 
     Raises:
         ConfigurationError: if there is no part, a part of an unknown kind, or two of one name.
@@ -38,19 +41,21 @@ class Guard:
         0.05
     """
 
-    def __init__(self, *parts: Constraint) -> None:
+    def __init__(self, *parts: Constraint | Dial) -> None:
         if not parts:
             raise ConfigurationError("Guard() guards nothing. Give at least one Constraint.")
-        constraints: dict[str, Constraint] = {}
         for part in parts:
-            if not isinstance(part, Constraint):
-                raise ConfigurationError(f"Guard takes Constraint objects, not {part!r}.")
-            if part.name in constraints:
-                raise ConfigurationError(f"Two constraints are named '{part.name}'. Give each a name of its own.")
-            constraints[part.name] = part
-        self._constraints = constraints
+            if not isinstance(part, (Constraint, Dial)):
+                raise ConfigurationError(f"Guard takes Constraint and Dial objects, not {part!r}.")
+        constraints = {part.name: part for part in parts if isinstance(part, Constraint)}
+        self._dials = {part.name: part.value for part in parts if isinstance(part, Dial)}
+        self._gates = gating.collect(part.limit if isinstance(part, Constraint) else part.value for part in parts)
+        _all_differ([*(part.name for part in parts), *self._gates])
+        self._declared = constraints
+        self._gate_states = {name: gate.init() for name, gate in self._gates.items()}
+        self._constraints = self._in_force()
         self._states: dict[str, Any] = {name: part.controller.init() for name, part in constraints.items()}
-        self._multipliers = {name: part.controller.strength(self._states[name]) for name, part in constraints.items()}
+        self._strengths = {name: part.controller.strength(self._states[name]) for name, part in constraints.items()}
         self._step = 0
         self._decision: Decision | None = None
         self._rows: dict[str, FloatArray] = {}
@@ -58,13 +63,56 @@ class Guard:
 
     @property
     def constraints(self) -> tuple[Constraint, ...]:
-        """The constraints, in the order given."""
+        """The constraints, in the order given, each with the limit in force as a number."""
         return tuple(self._constraints.values())
 
     @property
     def multipliers(self) -> dict[str, float]:
         """Multiplier λ in force of each constraint, also before the first step."""
-        return dict(self._multipliers)
+        penalty = self._penalty
+        return {name: strength * penalty for name, strength in self._strengths.items()}
+
+    @property
+    def dials(self) -> dict[str, float]:
+        """Value in force of each dial, also before the first step."""
+        return {name: value.at(self._level(value)) for name, value in self._dials.items()}
+
+    @property
+    def gates(self) -> dict[str, GateDecision]:
+        """Where each gate stands, and what it waits for."""
+        return {name: gate.report(self._gate_states[name]) for name, gate in self._gates.items()}
+
+    @property
+    def requires(self) -> frozenset[str]:
+        """Columns that the gates' metrics read, without the constraints' own costs."""
+        gates = self._gates.values()
+        return frozenset(column for gate in gates for each in gate.requires for column in each.measured.requires)
+
+    def check_columns(self, provided: Iterable[str], host: str) -> None:
+        """Raise unless a host that provides these columns serves every metric; adapters call it when attaching.
+
+        Args:
+            provided: names of `Rollout` columns, costs by their own names and as ``costs``.
+            host: what errors call the host, such as ``"the PPO host"``.
+
+        Raises:
+            AttachError: naming the first metric and column that the host cannot serve.
+        """
+        gating.check_columns(self._gates.values(), provided, host)
+
+    @property
+    def _penalty(self) -> float:
+        value = self._dials.get(PENALTY)
+        return 1.0 if value is None else value.at(self._level(value))
+
+    def _level(self, value: Between) -> float:
+        return value.gate.level(self._gate_states[value.gate.name])
+
+    def _in_force(self) -> dict[str, Constraint]:
+        return {
+            name: part.at(self._level(part.limit)) if isinstance(part.limit, Between) else part
+            for name, part in self._declared.items()
+        }
 
     @property
     def decision(self) -> Decision | None:
@@ -76,12 +124,21 @@ class Guard:
         """Name of the host this guard is attached to, or None."""
         return self._host
 
-    def attach(self, host: str) -> None:
+    def attach(self, host: str, *, dials: Collection[str] = ()) -> None:
         """Mark the guard as belonging to ``host``; adapters call this last, once all else is checked.
 
+        Args:
+            host: what errors call the host.
+            dials: the dials that the adapter turns on this host.
+
         Raises:
-            AttachError: if it already belongs to a host: its state would mix two runs.
+            AttachError: if it already belongs to a host: its state would mix two runs; or if it has a
+                dial that the host lacks.
         """
+        foreign = sorted(set(self._dials) - {PENALTY, *dials})
+        if foreign:
+            present = ", ".join(sorted({PENALTY, *dials}))
+            raise AttachError(f"Dial '{foreign[0]}' has nothing to turn on {host}. Dials here: {present}.")
         if self._host is not None:
             raise AttachError(
                 f"This Guard is already attached to {self._host}. Detach it there first, or build a new Guard."
@@ -107,10 +164,10 @@ class Guard:
         """
         part = self._constraints[name]
         violation = part.violation(cost) / part.violation_scale
-        return part.controller.penalty(self._states[name], violation)
+        return part.controller.penalty(self._states[name], violation) * self._penalty
 
     def step(self, rollout: Rollout) -> Decision:
-        """Measure each constraint on ``rollout``, update its multiplier, and say why.
+        """Update the gates on ``rollout``, measure each constraint against the limit then in force, and say why.
 
         Args:
             rollout: the globally reduced rows of one step of the host. With no rows nothing changes.
@@ -118,25 +175,32 @@ class Guard:
         Raises:
             RolloutError: if a constraint's cost column is missing; nothing was updated.
         """
-        measured = {name: part.measure(rollout.cost(name)) for name, part in self._constraints.items()}
+        costs = {name: rollout.cost(name) for name in self._declared}
+        before = self.multipliers
+        self._gate_states, gates, reasons = gating.update(self._gates, self._gate_states, rollout)
+        for reason in reasons:
+            if reason.verdict in ("failed", "frozen"):
+                logger.warning("%s", reason)
+        if gates:
+            self._constraints = self._in_force()
         facts: dict[str, ConstraintDecision] = {}
-        reasons: list[Reason] = []
         for name, part in self._constraints.items():
-            facts[name] = self._decide(part, measured[name], reasons)
-            self._rows[name] = measured[name].rows
+            measured = part.measure(costs[name])
+            facts[name] = self._decide(part, measured, before[name], reasons)
+            self._rows[name] = measured.rows
         self._step += 1
-        self._decision = Decision(self._step, rollout.n_rows, facts, tuple(reasons))
+        self._decision = Decision(self._step, rollout.n_rows, facts, tuple(reasons), gates, self.dials)
         return self._decision
 
-    def _decide(self, part: Constraint, measured: Measured, reasons: list[Reason]) -> ConstraintDecision:
-        name, before = part.name, self._multipliers[part.name]
+    def _decide(self, part: Constraint, measured: Measured, before: float, reasons: list[Reason]) -> ConstraintDecision:
+        name = part.name
         if math.isnan(measured.cost):
             reasons.append(Reason(name, "empty", f"no rows in this step, λ stays {before:.4g}"))
-            return ConstraintDecision(name, math.nan, part.limit, math.nan, before)
+            return ConstraintDecision(name, math.nan, part.bound, math.nan, before)
         violation = part.violation(measured.cost)
         scaled = min(max(violation / part.violation_scale, -_LARGEST), _LARGEST)
-        after, failure = self._update(part, scaled)
-        self._multipliers[name] = after
+        self._strengths[name], failure = self._update(part, scaled)
+        after = self._strengths[name] * self._penalty
         if failure:
             reasons.append(Reason(name, "failed", failure))
         if measured.invalid_rows:
@@ -144,13 +208,13 @@ class Guard:
             reasons.append(Reason(name, "invalid", text))
         verdict: Verdict = "tightened" if after > before else "relaxed" if after < before else "held"
         relation = _relation(part, violation)
-        text = f"mean cost {measured.cost:.4g} is {relation} {part.limit:.4g}, λ {before:.4g} → {after:.4g}"
+        text = f"mean cost {measured.cost:.4g} is {relation} {part.bound:.4g}, λ {before:.4g} → {after:.4g}"
         reasons.append(Reason(name, verdict, text))
-        return ConstraintDecision(name, measured.cost, part.limit, violation, after, measured.invalid_rows)
+        return ConstraintDecision(name, measured.cost, part.bound, violation, after, measured.invalid_rows)
 
     def _update(self, part: Constraint, violation: float) -> tuple[float, str]:
         """Return the new multiplier and, if the scheduler failed, what was done instead."""
-        before = self._multipliers[part.name]
+        before = self._strengths[part.name]
         try:
             state, after = part.controller.update(self._states[part.name], violation)
             problem = "" if math.isfinite(after) and after >= 0.0 else f"returned a strength of {after!r}"
@@ -164,18 +228,19 @@ class Guard:
         return before + max(0.0, violation), text
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all mutable state as JSON data: schema version, step, and each scheduler's state."""
+        """Return all mutable state as JSON data: schema version, step, and the state of each scheduler and gate."""
         return {
             "schema": SCHEMA,
             "step": self._step,
             "constraints": {
                 name: {
                     "scheduler": type(part.controller).__name__,
-                    "multiplier": self._multipliers[name],
+                    "multiplier": self._strengths[name],
                     "state": part.controller.dump(self._states[name]),
                 }
                 for name, part in self._constraints.items()
             },
+            "gates": {name: gate.dump(self._gate_states[name]) for name, gate in self._gates.items()},
         }
 
     def load_state_dict(self, data: Mapping[str, Any]) -> None:
@@ -183,10 +248,12 @@ class Guard:
 
         Raises:
             StateError: if the state is newer than this package, belongs to other constraints or
-                schedulers, or is damaged.
+                schedulers or gates, or is damaged.
         """
-        step, multipliers, states = self._parsed(data)
-        self._step, self._multipliers, self._states = step, multipliers, states
+        step, strengths, states = self._parsed(data)
+        self._gate_states = gating.load(self._gates, data.get("gates", {}))
+        self._step, self._strengths, self._states = step, strengths, states
+        self._constraints = self._in_force()
         self._decision, self._rows = None, {}
 
     def _parsed(self, data: Mapping[str, Any]) -> tuple[int, dict[str, float], dict[str, Any]]:
@@ -204,7 +271,7 @@ class Guard:
         if not isinstance(step, int) or step < 0 or not isinstance(saved, Mapping):
             raise StateError("This Guard state is damaged: 'step' or 'constraints' is missing or not valid.")
         _same_names(self._constraints, saved)
-        multipliers: dict[str, float] = {}
+        strengths: dict[str, float] = {}
         states: dict[str, Any] = {}
         for name, part in self._constraints.items():
             entry, expected = saved[name], type(part.controller).__name__
@@ -222,9 +289,17 @@ class Guard:
                 raise StateError(
                     f"The saved multiplier of constraint '{name}' is {multiplier!r}; it must be finite and ≥ 0."
                 )
-            multipliers[name] = float(multiplier)
+            strengths[name] = float(multiplier)
             states[name] = part.controller.load(entry["state"])
-        return step, multipliers, states
+        return step, strengths, states
+
+
+def _all_differ(names: list[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigurationError(
+                f"Two parts of the guard are named '{name}'. Give each constraint, dial and gate a name of its own."
+            )
 
 
 def _relation(part: Constraint, violation: float) -> str:

@@ -1,0 +1,174 @@
+"""Competence read from what a host measures anyway: rewards, costs, divergence, entropy, edits."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+
+from guardrails.competence.metric import CompetenceMetric, column, to_unit
+from guardrails.errors import ConfigurationError
+from guardrails.rollout import FloatArray, Rollout
+from guardrails.schedulers.base import check_number
+
+
+class RewardLevel(CompetenceMetric):
+    """score = clip((reward - floor) / (reference - floor), 0, 1): how much of a reference level is reached.
+
+    Args:
+        reference: the reward that counts as 1, in the reward's unit.
+        floor: the reward that counts as 0, below ``reference``.
+
+    Example:
+        >>> RewardLevel(reference=2.0).measure(Rollout(rewards=[1.0, 3.0]))
+        array([0.5, 1. ])
+    """
+
+    name = "reward_level"
+    requires = frozenset({"rewards"})
+
+    def __init__(self, reference: float = 1.0, *, floor: float = 0.0) -> None:
+        self.floor = check_number("RewardLevel", "floor", floor)
+        self.reference = check_number("RewardLevel", "reference", reference, low=self.floor, open_low=True)
+
+    def measure(self, rollout: Rollout) -> FloatArray:
+        """Return the share of the reference level that each row reached."""
+        rewards = column(rollout, "rewards")
+        return to_unit((rewards - self.floor) / (self.reference - self.floor))
+
+
+class Stability(CompetenceMetric):
+    """score = clip(1 - ((reward - mean reward) / spread)², 0, 1) · trend, so that its mean is 1 - variance / spread².
+
+    trend = clip(1 - fall / decline, 0, 1) with fall the drop of the fitted line from the rollout's first
+    row to its last; 1 without ``decline``. The mean and the trend are the batch's, so the rows of one
+    batch are not independent evidence: give the gate a ``dwell`` of many batches.
+
+    Args:
+        spread: deviation that counts as 0, > 0, in the reward's unit.
+        decline: fall over a rollout that counts as 0, > 0, in the reward's unit; rows in time order.
+
+    Example:
+        >>> Stability(spread=2.0).measure(Rollout(rewards=[1.0, 3.0, 2.0]))
+        array([0.75, 0.75, 1.  ])
+    """
+
+    name = "stability"
+    requires = frozenset({"rewards"})
+
+    def __init__(self, spread: float = 1.0, *, decline: float | None = None) -> None:
+        self.spread = check_number("Stability", "spread", spread, low=0.0, open_low=True)
+        self.decline = None
+        if decline is not None:
+            self.decline = check_number("Stability", "decline", decline, low=0.0, open_low=True)
+
+    def measure(self, rollout: Rollout) -> FloatArray:
+        """Return how close each row is to the rollout's mean reward, times the trend."""
+        rewards: FloatArray = column(rollout, "rewards")
+        if rewards.size == 0:
+            return rewards
+        scores = to_unit(1.0 - np.square((rewards - rewards.mean()) / self.spread))
+        if self.decline is None or rewards.size < 2:
+            return scores
+        place = np.linspace(-0.5, 0.5, rewards.size)
+        fall = -float(place @ rewards) / float(place @ place)
+        trend = min(max(1.0 - fall / self.decline, 0.0), 1.0)
+        return scores * trend
+
+
+class ConstraintSatisfaction(CompetenceMetric):
+    """score = 1 where cost ≤ limit, falling to 0 over ``margin`` beyond it; at once where margin is 0.
+
+    Args:
+        cost: name of the cost column.
+        limit: largest cost of a row that counts as 1, in the cost's unit.
+        sense: ``"<="``, or ``">="`` for a lower limit.
+        margin: ≥ 0, in the cost's unit.
+
+    Example:
+        >>> ConstraintSatisfaction("cost", 25.0, margin=10.0).measure(Rollout(costs={"cost": [20.0, 30.0, 40.0]}))
+        array([1. , 0.5, 0. ])
+    """
+
+    name = "constraint_satisfaction"
+
+    def __init__(
+        self, cost: str = "cost", limit: float = 0.0, *, sense: Literal["<=", ">="] = "<=", margin: float = 0.0
+    ) -> None:
+        if sense not in ("<=", ">="):
+            raise ConfigurationError(f"ConstraintSatisfaction: sense is {sense!r}; give '<=' or '>='.")
+        self.cost, self.sense = cost, sense
+        self.limit = check_number("ConstraintSatisfaction", "limit", limit)
+        self.margin = check_number("ConstraintSatisfaction", "margin", margin, low=0.0)
+        self.requires = frozenset({cost})
+
+    def measure(self, rollout: Rollout) -> FloatArray:
+        """Return 1 for rows within the limit; a cost that is NaN is a violation."""
+        excess = (rollout.cost(self.cost) - self.limit) * (1.0 if self.sense == "<=" else -1.0)
+        excess = np.where(np.isnan(excess), np.inf, excess)
+        if self.margin == 0.0:
+            return (excess <= 0.0).astype(np.float64)
+        scores: FloatArray = np.clip(1.0 - excess / self.margin, 0.0, 1.0)
+        return scores
+
+
+class Drift(CompetenceMetric):
+    """score = clip(1 - KL / limit, 0, 1): closeness to the reference policy.
+
+    Args:
+        limit: divergence that counts as 0, > 0, in nats.
+
+    Example:
+        >>> Drift(limit=2.0).measure(Rollout(kl=[0.5, 3.0]))
+        array([0.75, 0.  ])
+    """
+
+    name = "drift"
+    requires = frozenset({"kl"})
+
+    def __init__(self, limit: float = 1.0) -> None:
+        self.limit = check_number("Drift", "limit", limit, low=0.0, open_low=True)
+
+    def measure(self, rollout: Rollout) -> FloatArray:
+        """Return how little each row has drifted."""
+        return to_unit(1.0 - column(rollout, "kl") / self.limit)
+
+
+class TokenEntropy(CompetenceMetric):
+    """score = clip(1 - entropy / maximum, 0, 1): decidedness of a language policy, as `ActionVariance` for actions.
+
+    Args:
+        maximum: entropy that counts as 0, > 0, in nats per token; log(vocabulary size) is the largest there is.
+
+    Example:
+        >>> TokenEntropy(maximum=2.0).measure(Rollout(entropy=[0.5, 4.0]))
+        array([0.75, 0.  ])
+    """
+
+    name = "token_entropy"
+    requires = frozenset({"entropy"})
+
+    def __init__(self, maximum: float = math.log(50_000)) -> None:
+        self.maximum = check_number("TokenEntropy", "maximum", maximum, low=0.0, open_low=True)
+
+    def measure(self, rollout: Rollout) -> FloatArray:
+        """Return how decided each row is."""
+        return to_unit(1.0 - column(rollout, "entropy") / self.maximum)
+
+
+class RefinerAgreement(CompetenceMetric):
+    """score = 1 - edit ratio: how much of a completion the refiner left as it was.
+
+    Example:
+        >>> RefinerAgreement().measure(Rollout(edit_ratio=[0.25, 0.0]))
+        array([0.75, 1.  ])
+    """
+
+    name = "refiner_agreement"
+    requires = frozenset({"edit_ratio"})
+
+    def measure(self, rollout: Rollout) -> FloatArray:
+        """Return the share of each row that needed no correction."""
+        scores: FloatArray = 1.0 - column(rollout, "edit_ratio")
+        return scores

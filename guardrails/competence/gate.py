@@ -1,0 +1,305 @@
+"""Gate: trust earned with evidence, rung by rung, and lost at once.
+
+The statistics are in `confidence` (climbing) and `change` (falling); this module says what they decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from guardrails.competence import state as states
+from guardrails.competence.between import Between, Scale
+from guardrails.competence.change import BoolArray, Break
+from guardrails.competence.confidence import bernstein_boundary, rows_until_certain, spending
+from guardrails.competence.metric import measure
+from guardrails.competence.require import Require
+from guardrails.competence.state import GateState
+from guardrails.decision import GateDecision, RequirementDecision, Verdict
+from guardrails.errors import ConfigurationError, StateError
+from guardrails.rollout import FloatArray, Rollout
+from guardrails.schedulers.base import check_number
+
+_PRIOR_ROWS = 8.0
+"""Weight of the threshold as a guess of the mean, until the recent window says better."""
+
+_PATIENCE = 8
+"""Evidence below its threshold is begun anew no more often than after 1/8 of all rows: each attempt costs error."""
+
+
+class Gate:
+    """A ladder of rungs, level = rung / rungs, climbed with confidence and fallen from at once.
+
+    **Climbing.** Each rung begins fresh evidence for each requirement. The gate climbs one rung when the
+    lower confidence bound of *every* requirement, audits included, is at or above its threshold, its
+    recent window is too, and the dwell is over. The k-th evidence of one of r requirements has error
+    (1 - confidence) / r · 6 / (π² k²). So, whatever the scores do: over a run of any length, the
+    probability of ever climbing while the running average, since its evidence began, of some
+    requirement's conditional mean score was below its threshold, is at most 1 - confidence.
+
+    **Falling.** A `Break` of any requirement, or a metric that fails, drops the gate at once and begins
+    all evidence anew. While all conditional means are at or above their thresholds, the probability of
+    a fall by mistake within T updates is at most T / run_length.
+
+    **Freezing.** When the lower bounds of all requirements other than audits are at or above their
+    thresholds while the upper bound of some audit is below its own, the gate climbs no more, and the
+    audits begin anew. It thaws when every audit's lower bound is at or above its threshold; then the
+    other requirements begin anew, since what they showed meanwhile is what was in doubt.
+
+    A gate is configuration and pure functions: `init` and `update`; a guard holds the state.
+
+    Args:
+        *requires: the requirements, each of another metric.
+        confidence: 1 - error over the whole run, in (0, 1).
+        rungs: steps from tight to loose, ≥ 1.
+        dwell: rows at least on a rung before the next climb, ≥ 0.
+        interval: updates at least on a rung before the next climb, ≥ 1.
+        fall: how far a break drops it: one rung, to half the rung (rounded down), or to the floor.
+        run_length: updates per mistaken fall, at least; a larger one reacts later.
+        window: rows of the recent window, ≥ 1.
+        budget_seconds: time a metric may take per update before that counts as a failure. Leave None
+            where several processes decide on the same rows: their clocks differ.
+        name: what logs and states call it; unique in a guard, without ``/``.
+
+    Raises:
+        ConfigurationError: if there is no requirement, two of one name, or an argument out of range.
+
+    Example:
+        >>> gate = Gate(Require("reward_level", at_least=0.9), rungs=4)
+        >>> state = gate.init()
+        >>> for _ in range(4):
+        ...     state, decision = gate.update(state, Rollout(rewards=np.ones(32)))
+        >>> gate.report(state).rung
+        1
+    """
+
+    def __init__(
+        self,
+        *requires: Require,
+        confidence: float = 0.95,
+        rungs: int = 10,
+        dwell: int = 64,
+        interval: int = 1,
+        fall: Literal["one", "half", "floor"] = "half",
+        run_length: float = 10_000.0,
+        window: int = 64,
+        budget_seconds: float | None = None,
+        name: str = "gate",
+    ) -> None:
+        if not isinstance(name, str) or not name.strip() or "/" in name:
+            raise ConfigurationError(f"A gate's name must be a non-empty string without '/', not {name!r}.")
+        owner = f"Gate '{name}'"
+        for each in requires:
+            if not isinstance(each, Require):
+                raise ConfigurationError(f"{owner} takes Require objects, not {each!r}.")
+        names = [each.name for each in requires]
+        if not names:
+            raise ConfigurationError(
+                f"{owner} requires nothing, so it would open for anyone. Give at least one Require."
+            )
+        if len(set(names)) < len(names):
+            raise ConfigurationError(f"{owner} requires one metric twice: {names}. Give each metric a name of its own.")
+        if fall not in ("one", "half", "floor"):
+            raise ConfigurationError(f"{owner}: fall is {fall!r}; give 'one', 'half' or 'floor'.")
+        self.name = name
+        self.requires = requires
+        self.confidence = check_number(owner, "confidence", confidence, low=0.0, high=1.0 - 1e-12, open_low=True)
+        self.rungs = int(check_number(owner, "rungs", rungs, low=1))
+        self.dwell = int(check_number(owner, "dwell", dwell, low=0))
+        self.interval = int(check_number(owner, "interval", interval, low=1))
+        self.fall = fall
+        self.budget_seconds = budget_seconds
+        if budget_seconds is not None:
+            self.budget_seconds = check_number(owner, "budget_seconds", budget_seconds, low=0.0, open_low=True)
+        thresholds = [each.at_least for each in requires]
+        self.breaks = Break(thresholds, run_length=run_length, window=window)
+        self._thresholds = np.array(thresholds)
+        self._audits = np.array([each.audit for each in requires])
+
+    def __repr__(self) -> str:
+        return f"Gate({', '.join(map(repr, self.requires))}, confidence={self.confidence:g}, name={self.name!r})"
+
+    def between(self, tight: float, loose: float, *, scale: Scale = "linear") -> Between:
+        """Return a value that is ``tight`` at level 0 and ``loose`` at level 1, for a limit or a dial."""
+        return Between(self, tight, loose, scale)
+
+    def init(self) -> GateState:
+        """Return the state before the first rollout: on the floor, with no evidence."""
+        zeros = np.zeros(len(self.requires))
+        return GateState(0, False, 0, 0, 0, zeros + 1.0, zeros, zeros, zeros, self.breaks.init())
+
+    def level(self, state: GateState) -> float:
+        """Return the level in [0, 1]."""
+        return state.rung / self.rungs
+
+    def update(self, state: GateState, rollout: Rollout) -> tuple[GateState, GateDecision]:
+        """Measure every requirement on ``rollout``, and return the next state and what was decided."""
+        measured = [measure(each.measured, rollout, self.budget_seconds) for each in self.requires]
+        scores = np.array([each.scores for each in measured])
+        return self.decide(state, scores, [each.failure for each in measured])
+
+    def decide(
+        self, state: GateState, scores: FloatArray, failures: Sequence[str] = ()
+    ) -> tuple[GateState, GateDecision]:
+        """Return the next state and what was decided, from scores already measured.
+
+        Args:
+            state: the state so far.
+            scores: ``(k, n_rows)`` in [0, 1], a row per requirement; the order of columns does not matter.
+            failures: what went wrong with each metric, empty strings for those that did not fail.
+        """
+        failures = failures or [""] * len(self.requires)
+        if scores.shape[1] == 0:
+            return state, self._decision(state, state, "empty", f"{self._where(state)}: no rows in this step", failures)
+        gathered, broken = self._gather(state, np.sort(scores, axis=1))
+        if any(failures):
+            # What a failed metric would have said is unknown: the row counts go on, the evidence does not.
+            gathered = gathered._replace(rows=state.rows, totals=state.totals, variances=state.variances)
+        bounds = self._bounds(gathered)
+        if any(failures) or broken.any():
+            following, verdict, text = self._fall(gathered, broken, failures)
+        else:
+            following, verdict, text = self._advance(gathered, *bounds)
+        return following, self._decision(following, gathered, verdict, text, failures, bounds)
+
+    def report(self, state: GateState) -> GateDecision:
+        """Return where the gate stands in ``state``, and what it waits for."""
+        return self._decision(state, state, "held", "", [""] * len(self.requires))
+
+    def _gather(self, state: GateState, scores: FloatArray) -> tuple[GateState, BoolArray]:
+        n_rows = scores.shape[1]
+        recent_rows, recent = state.breaks.recent()
+        known = np.where(np.isnan(recent), 0.0, recent) * recent_rows
+        centre = (known + _PRIOR_ROWS * self._thresholds) / (recent_rows + _PRIOR_ROWS)
+        breaks, broken = self.breaks.update(state.breaks, scores)
+        state = state._replace(
+            total_rows=state.total_rows + n_rows,
+            rung_rows=state.rung_rows + n_rows,
+            rung_updates=state.rung_updates + 1,
+            rows=state.rows + n_rows,
+            totals=state.totals + scores.sum(axis=1),
+            variances=state.variances + np.square(scores - centre[:, None]).sum(axis=1),
+            breaks=breaks,
+        )
+        return state, broken
+
+    def _log_inverse_error(self, state: GateState) -> FloatArray:
+        share = (1.0 - self.confidence) / len(self.requires)
+        log_inverse_error: FloatArray = -np.log(spending(share, state.attempts))
+        return log_inverse_error
+
+    def _bounds(self, state: GateState) -> tuple[FloatArray, FloatArray]:
+        rows = np.maximum(state.rows, 1.0)
+        means = state.totals / rows
+        width = bernstein_boundary(state.variances, self._log_inverse_error(state)) / rows
+        none = state.rows == 0.0
+        return np.where(none, 0.0, np.maximum(means - width, 0.0)), np.where(none, 1.0, np.minimum(means + width, 1.0))
+
+    def _fall(self, state: GateState, broken: BoolArray, failures: Sequence[str]) -> tuple[GateState, Verdict, str]:
+        causes = []
+        rows, recent = state.breaks.recent()
+        for index, each in enumerate(self.requires):
+            if failures[index]:
+                causes.append(f"{each.name} {failures[index]}")
+            elif broken[index]:
+                causes.append(f"{each.name} at {recent[index]:.3f} over the last {rows} rows, {each.at_least:g} needed")
+        rung = {"one": max(state.rung - 1, 0), "half": state.rung // 2, "floor": 0}[self.fall]
+        fresh = state._replace(breaks=self.breaks.init())
+        if any(failures) or state.rung > 0:
+            fresh = fresh.restart(np.ones(len(self.requires), dtype=bool))
+        if state.rung == 0:
+            text = f"{self._where(state)}, the floor: {'; '.join(causes)}"
+            return fresh, "held", text if any(failures) else ""
+        fresh = fresh._replace(rung=rung, rung_rows=0, rung_updates=0)
+        return fresh, "tightened", f"rung {state.rung} → {rung} of {self.rungs}: {'; '.join(causes)}"
+
+    def _advance(self, state: GateState, lower: FloatArray, upper: FloatArray) -> tuple[GateState, Verdict, str]:
+        shown = lower >= self._thresholds
+        recent = state.breaks.recent()[1]
+        diverged = shown[~self._audits].all() and (upper < self._thresholds)[self._audits].any()
+        if diverged and not state.frozen and not self._audits.all():
+            audits = ", ".join(
+                each.name for each, u in zip(self.requires, upper, strict=True) if each.audit and u < each.at_least
+            )
+            text = f"{self._where(state)}, frozen: all else is met with confidence, but {audits} is not"
+            return state.restart(self._audits)._replace(frozen=True), "frozen", text
+        if state.frozen and shown[self._audits].all():
+            text = f"{self._where(state)}, thawed: every audit is met with confidence; the rest begins anew"
+            return state.restart(~self._audits)._replace(frozen=False), "held", text
+        if shown.all() and state.rung < self.rungs and not state.frozen and not self._waits(state):
+            climbed = state.restart(np.ones(len(self.requires), dtype=bool))
+            climbed = climbed._replace(rung=state.rung + 1, rung_rows=0, rung_updates=0)
+            text = f"rung {state.rung} → {climbed.rung} of {self.rungs}: every requirement is met with confidence"
+            return climbed, "relaxed", text
+        hopeful = (state.means() < self._thresholds) & (recent >= self._thresholds)
+        ripe = state.rows * _PATIENCE >= max(state.total_rows, _PATIENCE * self.breaks.window)
+        return state.restart(hopeful & ripe), "held", ""
+
+    def _waits(self, state: GateState) -> str:
+        """Return what keeps the gate from climbing once every requirement is met, or an empty string."""
+        if state.rung_rows < self.dwell:
+            return f"dwelling for {self.dwell - state.rung_rows} more rows"
+        if state.rung_updates < self.interval:
+            return f"dwelling for {self.interval - state.rung_updates} more updates"
+        rows, recent = state.breaks.recent()
+        low = [each.name for each, mean in zip(self.requires, recent, strict=True) if mean < each.at_least]
+        return f"waiting for the last {rows} rows of {low[0]} to meet it too" if low else ""
+
+    def _where(self, state: GateState) -> str:
+        return f"rung {state.rung} of {self.rungs}"
+
+    def _decision(
+        self,
+        state: GateState,
+        shown: GateState,
+        verdict: Verdict,
+        text: str,
+        failures: Sequence[str],
+        bounds: tuple[FloatArray, FloatArray] | None = None,
+    ) -> GateDecision:
+        """Return the facts: the rung of ``state``, the evidence of ``shown``, on which it was decided."""
+        lower, upper = bounds or self._bounds(shown)
+        rows = np.maximum(shown.rows, 1.0)
+        means = shown.totals / rows
+        certain = rows_until_certain(means - self._thresholds, shown.variances / rows, self._log_inverse_error(shown))
+        to_go = np.where(lower >= self._thresholds, 0.0, np.maximum(np.ceil(certain) - shown.rows, 1.0))
+        seen = np.where(shown.rows > 0, means, np.nan)
+        columns = np.array([seen, lower, upper, shown.rows, to_go]).T.tolist()
+        facts = tuple(
+            RequirementDecision(each.name, each.at_least, mean, low, high, n, wait, each.audit, failure)
+            for each, failure, (mean, low, high, n, wait) in zip(self.requires, failures, columns, strict=True)
+        )
+        decision = GateDecision(
+            self.name, self.level(state), state.rung, self.rungs, facts, state.frozen, verdict, text
+        )
+        if text:
+            return decision
+        if state.rung == self.rungs:
+            return decision.worded("open")
+        if state.frozen:
+            return decision.worded("frozen until every audit is met with confidence")
+        return decision.worded(self._waits(state) if decision.binding is None else "")
+
+    def dump(self, state: GateState) -> dict[str, Any]:
+        """Return ``state`` as JSON data, with the requirements it belongs to."""
+        return {"requires": self._signature(), "rungs": self.rungs, **states.dump(state)}
+
+    def load(self, data: Mapping[str, Any]) -> GateState:
+        """Return the state that `dump` wrote.
+
+        Raises:
+            StateError: if it is damaged, or of a gate with other requirements or rungs.
+        """
+        own = {"requires": self._signature(), "rungs": self.rungs}
+        saved = {name: data.get(name) for name in own} if isinstance(data, Mapping) else None
+        if saved != own:
+            raise StateError(
+                f"The saved state of gate '{self.name}' is of {saved}, but this gate has {own}. Evidence for one "
+                "threshold is none for another: build the gate as the run was saved with."
+            )
+        return states.load(data, self.init(), self.rungs)
+
+    def _signature(self) -> list[list[Any]]:
+        return [[each.name, each.at_least, each.audit] for each in self.requires]
