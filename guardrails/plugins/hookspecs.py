@@ -44,8 +44,9 @@ def guardrails_competence_metrics() -> Sequence[type[CompetenceMetric]]:  # type
 def guardrails_schedulers() -> Sequence[type[ConstraintScheduler[Any]]]:  # type: ignore[empty-body]
     """List the constraint schedulers of a plug-in.
 
-    Called once, when a plug-in's name is first looked up. The user's code builds the scheduler:
-    ``Constraint("cost", limit=25.0, scheduler=plugins.scheduler("acme.mpc")(horizon=5))``.
+    Called once, when a plug-in's name is first looked up. A scheduler is built only when the user's code
+    names it: ``Constraint("cost", limit=25.0, scheduler="acme.mpc")``, or with arguments of its own,
+    ``scheduler=plugins.scheduler("acme.mpc")(horizon=5)``.
 
     Returns:
         Concrete subclasses of `ConstraintScheduler`, each with a class attribute ``name`` of the form

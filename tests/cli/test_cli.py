@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 import guardrails
+import guardrails_demo
 from guardrails.cli import app
 
 SOUND = """
@@ -195,9 +196,8 @@ def test_the_demo_names_what_is_missing_and_how_to_install_it(run):
 
 
 def test_the_demo_gets_the_options_and_its_result_is_the_exit_code(monkeypatch, tmp_path):
-    demo = pytest.importorskip("guardrails_demo")
     calls = []
-    monkeypatch.setattr(demo, "run", lambda **options: calls.append(options) or 1)
+    monkeypatch.setattr(guardrails_demo, "run", lambda **options: calls.append(options) or 1)
     runner = CliRunner()
     assert runner.invoke(app, ["demo", "--seed", "7", "--quick", "--output", str(tmp_path)]).exit_code == 1
     assert runner.invoke(app, ["demo"]).exit_code == 1

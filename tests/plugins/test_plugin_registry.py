@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 import guardrails
-from guardrails import CompetenceMetric, plugins
+from guardrails import CompetenceMetric, Constraint, plugins
 from guardrails.errors import PluginError
 from guardrails.plugins import hookspecs
 from guardrails.schedulers import PID, DualAscent
@@ -67,6 +67,10 @@ def test_a_plugin_registered_by_code_is_looked_up_by_kind(everything):
     assert plugins.refiner("acme.proofread") is proofread
     assert plugins.detector("acme.proofread") is proofread
     assert plugins.Found("Everything", kind="metric", names=("acme.politeness",)) in plugins.found()
+
+
+def test_a_constraint_takes_a_scheduler_of_a_plugin_by_name(everything):
+    assert isinstance(Constraint("cost", limit=1.0, scheduler="acme.patient").scheduler, Patient)
 
 
 def test_a_name_is_known_only_for_its_own_kind(everything):
