@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +14,7 @@ def gae(
     costs: FloatArray,
     values: FloatArray,
     last_values: FloatArray,
-    episode_starts: npt.NDArray[Any],
-    last_dones: npt.NDArray[Any],
+    dones: npt.NDArray[np.bool_],
     *,
     gamma: float,
     gae_lambda: float,
@@ -31,15 +29,14 @@ def gae(
         costs: ``(n_steps, n_envs, n_constraints)``.
         values: V at the observation of each step, same shape.
         last_values: ``(n_envs, n_constraints)``, V at the observations after the last step.
-        episode_starts: ``(n_steps, n_envs)``, whether a step begins an episode.
-        last_dones: ``(n_envs,)``, whether the last step ended one.
+        dones: ``(n_steps, n_envs)``, whether a step ended its episode.
         gamma: discount γ in [0, 1].
         gae_lambda: λ in [0, 1]; 1 gives discounted costs-to-go less V.
 
     Returns:
         ``(n_steps, n_envs, n_constraints)`` float64.
     """
-    goes_on = 1.0 - np.concatenate([episode_starts[1:], last_dones[None]]).astype(np.float64)[..., None]
+    goes_on = 1.0 - dones[..., None]
     following = np.concatenate([values[1:], last_values[None]])
     advantages: FloatArray = costs + gamma * goes_on * following - values
     decay = gamma * gae_lambda * goes_on

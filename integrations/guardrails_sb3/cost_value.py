@@ -125,7 +125,7 @@ class CostValue:
     def _update(self, observations: Any, wanted: torch.Tensor) -> torch.Tensor:
         error: torch.Tensor = (self.network(observations) - wanted).square().mean(dim=0)
         self.optimizer.zero_grad()
-        error.sum().backward()
+        torch.autograd.backward(error.sum())
         self.optimizer.step()
         detached: torch.Tensor = error.detach()
         return detached

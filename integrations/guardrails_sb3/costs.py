@@ -101,19 +101,33 @@ class Episodes:
     def add(
         self,
         costs: npt.NDArray[np.float64],
-        rewards: npt.NDArray[Any],
+        rewards: npt.NDArray[np.float64],
         dones: npt.NDArray[np.bool_],
-        infos: Sequence[Info],
+        final_infos: Mapping[tuple[int, int], Info],
     ) -> None:
-        """Add one step of every environment, and file the episodes that it ended."""
-        self.costs += costs
-        self.returns += rewards
-        self.lengths += 1.0
-        if dones.any():
-            for env in map(int, np.flatnonzero(dones)):
-                row = (self.costs[env].copy(), float(self.returns[env]), float(self.lengths[env]), infos[env])
-                self._ended.append(row)
-            self.begin(dones)
+        """Add consecutive steps of every environment, and file the episodes that they ended.
+
+        Args:
+            costs: ``(n_steps, n_envs, n_constraints)``.
+            rewards: ``(n_steps, n_envs)``.
+            dones: ``(n_steps, n_envs)``, whether a step ended its episode.
+            final_infos: ``info`` of each step that ended an episode, by step and environment.
+        """
+        begin = 0
+        for last in map(int, np.flatnonzero(dones.any(axis=1))):
+            self._sum(costs[begin : last + 1], rewards[begin : last + 1])
+            begin = last + 1
+            for env in map(int, np.flatnonzero(dones[last])):
+                ended = (self.costs[env].copy(), float(self.returns[env]), float(self.lengths[env]))
+                self._ended.append((*ended, final_infos[last, env]))
+            self.begin(dones[last])
+        self._sum(costs[begin:], rewards[begin:])
+
+    def _sum(self, costs: npt.NDArray[np.float64], rewards: npt.NDArray[np.float64]) -> None:
+        with np.errstate(invalid="ignore"):  # costs of inf and -inf in one episode make NaN, which is a violation
+            self.costs += costs.sum(axis=0)
+        self.returns += rewards.sum(axis=0)
+        self.lengths += len(costs)
 
     def take(self) -> Rollout:
         """Return the episodes that ended since the last call, one row each."""

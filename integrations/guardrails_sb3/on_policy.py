@@ -21,7 +21,7 @@ from guardrails import Decision, Guard, StateError
 from guardrails_sb3 import seams
 from guardrails_sb3.advantages import FloatArray, gae, measurable, mix
 from guardrails_sb3.cost_value import CostValue, Observations
-from guardrails_sb3.costs import Episodes, cost_reader
+from guardrails_sb3.costs import Episodes, Info, cost_reader
 
 _CONSOLE_NAME = 22
 """Longest constraint name whose keys the host's console writer does not truncate to one and the same."""
@@ -56,10 +56,16 @@ class OnPolicyGuard(BaseCallback):
         self._scales = [part.violation_scale for part in constraints]
         self._episodes = Episodes(model.n_envs, self._names)
         self._critic = CostValue(model, self._scales) if cost_critic else None
-        self._costs: FloatArray = np.zeros((0, model.n_envs, len(constraints)))
-        self._position = 0
-        self._timeouts: list[tuple[int, int, Any]] = []
+        self._allocate(0)
         self._released = False
+
+    def _allocate(self, n_steps: int) -> None:
+        n_envs = self._episodes.costs.shape[0]
+        self._costs: FloatArray = np.zeros((n_steps, n_envs, len(self._names)))
+        self._rewards: FloatArray = np.zeros((n_steps, n_envs))
+        self._dones: npt.NDArray[np.bool_] = np.zeros((n_steps, n_envs), dtype=bool)
+        self._final_infos: dict[tuple[int, int], Info] = {}
+        self._position = self._summed = 0
 
     def release(self) -> None:
         """Do nothing from now on, also inside a ``learn`` call that still holds this callback."""
@@ -68,38 +74,39 @@ class OnPolicyGuard(BaseCallback):
     def _on_rollout_start(self) -> None:
         if self._released:
             return
-        n_steps = self.model.rollout_buffer.buffer_size
-        if len(self._costs) != n_steps:
-            self._costs = np.zeros((n_steps, *self._costs.shape[1:]))
-        self._position = 0
-        self._timeouts = []
+        self._sum_episodes()
+        self._allocate(self.model.rollout_buffer.buffer_size)
+        self._episodes.take()
         self._episodes.begin(seams.episode_starts(self.model))
 
     def _on_step(self) -> bool:
         if self._released:
             return True
-        infos, dones = self.locals["infos"], self.locals["dones"]
-        row = self._costs[self._position]
-        for env, info in enumerate(infos):
-            for index, read in enumerate(self._readers):
+        step, infos = self._position, self.locals["infos"]
+        row = self._costs[step]
+        for index, read in enumerate(self._readers):
+            for env, info in enumerate(infos):
                 row[env, index] = read(info)
         normalizer = self.model.get_vec_normalize_env()
-        rewards = self.locals["rewards"] if normalizer is None else normalizer.get_original_reward()
-        self._episodes.add(row, rewards, dones, infos)
-        if self._critic is not None and dones.any():
-            self._file_timeouts(infos, dones)
+        self._rewards[step] = self.locals["rewards"] if normalizer is None else normalizer.get_original_reward()
+        self._dones[step] = dones = self.locals["dones"]
+        for env, done in enumerate(dones.tolist()):
+            if done:
+                self._final_infos[step, env] = infos[env]
         self._position += 1
         return True
 
-    def _file_timeouts(self, infos: list[dict[str, Any]], dones: npt.NDArray[np.bool_]) -> None:
-        for env in np.flatnonzero(dones):
-            terminal = infos[env].get("terminal_observation")
-            if terminal is not None and infos[env].get("TimeLimit.truncated", False):
-                self._timeouts.append((self._position, int(env), terminal))
+    def _sum_episodes(self) -> None:
+        """Add the steps since the last call to the sums of their episodes."""
+        steps = slice(self._summed, self._position)
+        finals = {(step - self._summed, env): info for (step, env), info in self._final_infos.items()}
+        self._episodes.add(self._costs[steps], self._rewards[steps], self._dones[steps], finals)
+        self._summed = self._position
 
     def _on_rollout_end(self) -> None:
         if self._released:
             return
+        self._sum_episodes()
         decision = self.guard.step(self._episodes.take())
         costs = measurable(self._costs, self._scales, self._signs)
         losses = np.empty(0)
@@ -116,12 +123,13 @@ class OnPolicyGuard(BaseCallback):
         """Return A_c by the cost value function as it is, and its losses while it learns from this rollout."""
         buffer, n_steps, n_envs = self.model.rollout_buffer, *costs.shape[:2]
         steps = _flatten(buffer.observations, buffer.obs_shape)
-        beyond = [seams.last_observations(self.model), *(terminal for _, _, terminal in self._timeouts)]
+        timeouts = self._timeouts()
+        beyond = [seams.last_observations(self.model), *timeouts.values()]
         everything = _concatenate([steps, *(_flatten(rows, buffer.obs_shape) for rows in beyond)])
         values, last, terminal = np.split(critic.predict(everything), [n_steps * n_envs, (n_steps + 1) * n_envs])
         values = values.reshape(costs.shape)
-        for (position, env, _), value in zip(self._timeouts, terminal, strict=True):
-            costs[position, env] += self.model.gamma * value
+        for place, value in zip(timeouts, terminal, strict=True):
+            costs[place] += self.model.gamma * value
         advantages = self._gae(costs, values, last, self.model.gae_lambda)
         return advantages, critic.fit(steps, (advantages + values).reshape(-1, costs.shape[2]), step)
 
@@ -132,8 +140,16 @@ class OnPolicyGuard(BaseCallback):
         return centred
 
     def _gae(self, costs: FloatArray, values: FloatArray, last: FloatArray, gae_lambda: float) -> FloatArray:
-        starts = self.model.rollout_buffer.episode_starts
-        return gae(costs, values, last, starts, self.locals["dones"], gamma=self.model.gamma, gae_lambda=gae_lambda)
+        return gae(costs, values, last, self._dones, gamma=self.model.gamma, gae_lambda=gae_lambda)
+
+    def _timeouts(self) -> dict[tuple[int, int], Any]:
+        """Return the last observation of each episode that a time limit cut short, by step and environment."""
+        terminal = {place: info.get("terminal_observation") for place, info in self._final_infos.items()}
+        return {
+            place: observation
+            for place, observation in terminal.items()
+            if observation is not None and self._final_infos[place].get("TimeLimit.truncated", False)
+        }
 
     def _log(self, decision: Decision, losses: FloatArray) -> None:
         scalars = decision.metrics()
@@ -145,7 +161,10 @@ class OnPolicyGuard(BaseCallback):
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return what an exact resume needs besides the guard's state."""
-        episodes = {name: torch.from_numpy(getattr(self._episodes, name)) for name in ("costs", "returns", "lengths")}
+        self._sum_episodes()
+        episodes = {
+            name: torch.from_numpy(getattr(self._episodes, name).copy()) for name in ("costs", "returns", "lengths")
+        }
         named = {f"episodes.{name}": sums for name, sums in episodes.items()}
         return named | ({} if self._critic is None else self._critic.tensors())
 

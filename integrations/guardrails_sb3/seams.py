@@ -49,15 +49,15 @@ def learning_rate(model: BaseAlgorithm) -> float:
     return float(host.lr_schedule(host._current_progress_remaining))
 
 
-def with_callback(first: BaseCallback, callback: Any) -> list[BaseCallback]:
-    """Return the callbacks of one ``learn`` call as a list that begins with ``first``.
+def with_callback(first: BaseCallback, callback: Any) -> BaseCallback | list[BaseCallback]:
+    """Return the callbacks of one ``learn`` call with ``first`` at their head.
 
     Args:
         first: the callback that must run before the user's.
         callback: what the user passed to ``learn``: None, a callback, a list of them, or a function.
     """
     if callback is None:
-        return [first]
+        return first
     if isinstance(callback, list):
         return [first, *callback]
     return [first, callback if isinstance(callback, BaseCallback) else ConvertCallback(callback)]

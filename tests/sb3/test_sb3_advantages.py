@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from guardrails_sb3.advantages import gae, measurable, mix
 
 
-def reference(costs, values, last, starts, dones, gamma, lam):
+def reference(costs, values, last, dones, gamma, lam):
     """A_t as the explicit sum Σ_k (γλ)^k δ_{t+k} within the episode, one environment and constraint at a time."""
     n_steps, n_envs, n_costs = costs.shape
     advantages = np.zeros(costs.shape)
@@ -17,7 +17,7 @@ def reference(costs, values, last, starts, dones, gamma, lam):
             for t in range(n_steps):
                 total, weight = 0.0, 1.0
                 for u in range(t, n_steps):
-                    ends = dones[env] if u == n_steps - 1 else starts[u + 1, env]
+                    ends = dones[u, env]
                     following = last[env, k] if u == n_steps - 1 else values[u + 1, env, k]
                     delta = costs[u, env, k] + (0.0 if ends else gamma * following) - values[u, env, k]
                     total += weight * delta
@@ -40,9 +40,9 @@ def test_gae_equals_the_sum_over_each_episode(seed, n_steps, n_envs, gamma, lam)
     random = np.random.default_rng(seed)
     costs, values = random.normal(size=(2, n_steps, n_envs, 2))
     last = random.normal(size=(n_envs, 2))
-    starts, dones = random.random((n_steps, n_envs)) < 0.3, random.random(n_envs) < 0.3
-    expected = reference(costs, values, last, starts, dones, gamma, lam)
-    found = gae(costs, values, last, starts, dones, gamma=gamma, gae_lambda=lam)
+    dones = random.random((n_steps, n_envs)) < 0.3
+    expected = reference(costs, values, last, dones, gamma, lam)
+    found = gae(costs, values, last, dones, gamma=gamma, gae_lambda=lam)
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)  # float64 sums in another order
 
 

@@ -47,26 +47,35 @@ def test_a_cost_function_that_raises_is_named_with_its_cause():
 
 def test_episode_sums_run_on_until_their_episode_ends():
     episodes = Episodes(2, ["a", "b"])
-    step = np.array([[1.0, 10.0], [2.0, 20.0]])
-    no, first = np.array([False, False]), np.array([True, False])
-    episodes.add(step, np.array([0.5, 0.25]), no, [{}, {}])
+    costs = np.array([[[1.0, 10.0], [2.0, 20.0]]] * 3)
+    rewards = np.array([[0.5, 0.25]] * 3)
+    none, dones = np.zeros((3, 2), bool), np.array([[False, False], [True, False], [False, True]])
+    episodes.add(costs, rewards, none, {})
     assert episodes.take().n_rows == 0
-    episodes.add(step, np.array([0.5, 0.25]), first, [{"end": 1}, {}])
+    episodes.add(costs, rewards, dones, {(1, 0): {"end": 1}, (2, 1): {"end": 2}})
     rollout = episodes.take()
-    assert rollout.costs["a"].tolist() == [2.0]
-    assert rollout.costs["b"].tolist() == [20.0]
-    assert rollout.rewards.tolist() == [1.0]
-    assert rollout.lengths.tolist() == [2.0]
-    assert rollout.infos == [{"end": 1}]
-    episodes.add(step, np.array([0.5, 0.25]), np.array([True, True]), [{}, {}])
+    assert rollout.costs["a"].tolist() == [5.0, 12.0]
+    assert rollout.costs["b"].tolist() == [50.0, 120.0]
+    assert rollout.rewards.tolist() == [2.5, 1.5]
+    assert rollout.lengths.tolist() == [5.0, 6.0]
+    assert rollout.infos == [{"end": 1}, {"end": 2}]
+    assert episodes.take().n_rows == 0
+    episodes.add(costs[:1], rewards[:1], np.array([[True, True]]), {(0, 0): {}, (0, 1): {}})
     rollout = episodes.take()
-    assert rollout.costs["a"].tolist() == [1.0, 6.0]
-    assert rollout.lengths.tolist() == [1.0, 3.0]
+    assert rollout.costs["a"].tolist() == [2.0, 2.0]
+    assert rollout.lengths.tolist() == [2.0, 1.0]
 
 
 def test_an_episode_that_is_begun_anew_forgets_its_sums():
     episodes = Episodes(2, ["a"])
-    episodes.add(np.array([[5.0], [7.0]]), np.ones(2), np.array([False, False]), [{}, {}])
+    episodes.add(np.array([[[5.0], [7.0]]]), np.ones((1, 2)), np.array([[False, False]]), {})
     episodes.begin(np.array([True, False]))
-    episodes.add(np.array([[1.0], [1.0]]), np.ones(2), np.array([True, True]), [{}, {}])
+    episodes.add(np.array([[[1.0], [1.0]]]), np.ones((1, 2)), np.array([[True, True]]), {(0, 0): {}, (0, 1): {}})
     assert episodes.take().costs["a"].tolist() == [1.0, 8.0]
+
+
+def test_costs_of_both_infinities_in_one_episode_are_not_a_number_and_raise_no_warning(recwarn):
+    episodes = Episodes(1, ["a"])
+    episodes.add(np.array([[[np.inf]], [[-np.inf]]]), np.ones((2, 1)), np.array([[False], [True]]), {(1, 0): {}})
+    assert np.isnan(episodes.take().costs["a"]).all()
+    assert not recwarn.list
