@@ -194,7 +194,7 @@ class GuardrailsCallback(TrainerCallback):
         for part in self._guard.constraints:
             like = scored.costs[part.name]
             rows = torch.as_tensor(self._guard.sanitised(part.name), dtype=like.dtype, device=like.device)
-            signed = rows if part.sense == "<=" else -rows
+            signed = -rows if part.sense == ">=" else rows
             penalties.append((multipliers[part.name], host.advantages(signed)))
         local = output["advantages"]
         output["advantages"] = mix(local, [(lam, host.local(rows, len(local))) for lam, rows in penalties])

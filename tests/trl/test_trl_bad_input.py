@@ -1,0 +1,157 @@
+"""Every refusal names cause and cure, and leaves trainer and guard as they were."""
+
+import functools
+
+import pytest
+import torch
+import trl
+from tiny_trl import build_trainer
+from trl import DPOConfig, DPOTrainer, GRPOTrainer, SFTConfig, SFTTrainer
+
+from guardrails import AttachError, Constraint, Guard, RolloutError
+from guardrails_trl import GuardrailsCallback, toy
+
+
+@pytest.fixture
+def trainer(random_model, tmp_path):
+    return build_trainer(random_model, tmp_path)
+
+
+def cost_without_keywords(prompts, completions):
+    return [0.0] * len(completions)
+
+
+def cost_of_another_column(completions, harm_label, **kwargs):
+    return harm_label
+
+
+def cost_by_place(completions, /, **kwargs):
+    return [0.0] * len(completions)
+
+
+@pytest.mark.parametrize(
+    ("cost", "message"),
+    [
+        (None, "has no cost function.*cost=function"),
+        ("toxicity", "names the cost 'toxicity'.*cost=function"),
+        (torch.nn.Linear(2, 1), "is a Linear, a module.*Wrap it in a function"),
+        (cost_without_keywords, r"'cost_without_keywords' takes no \*\*kwargs.*Add \*\*kwargs"),
+        (functools.partial(cost_without_keywords), r"'cost_without_keywords' takes no \*\*kwargs"),
+        (cost_of_another_column, "reads column 'harm_label'.*Columns here: answer, completion_ids"),
+        (cost_by_place, "cannot take .'completions'. by place"),
+    ],
+    ids=str,
+)
+def test_a_cost_the_host_cannot_score_is_refused_at_attach(trainer, cost, message):
+    attributes = dict(vars(trainer))
+    guard = Guard(Constraint("fine", limit=1.0, cost=toy.fillers), Constraint("c", limit=1.0, cost=cost))
+    with pytest.raises(AttachError, match=f"(?s)Constraint 'c'.*{message}"):
+        GuardrailsCallback(trainer, guard)
+    assert vars(trainer) == attributes
+    assert guard.host is None
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([0.0] * 3, "returned 3 values for 8 completions"),
+        ([0.0] * 9, "returned 9 values for 8 completions"),
+        (0.5, "it returned float"),
+        (["rude"] * 8, "it returned list .*could not convert"),
+        ([[0.0, 1.0]] * 8, "it returned list"),
+        (None, "it returned NoneType"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_malformed_cost_stops_the_run_and_names_the_constraint(trainer, values, message, is_async):
+    def judge(prompts, **kwargs):
+        return values
+
+    async def async_judge(prompts, **kwargs):
+        return values
+
+    guard = Guard(Constraint("toxicity", limit=0.5, cost=async_judge if is_async else judge))
+    trainer.add_callback(GuardrailsCallback(trainer, guard))
+    with pytest.raises(RolloutError, match=f"Constraint 'toxicity': the cost function '.*judge'.*{message}"):
+        trainer.train()
+    assert guard.decision is None
+
+
+def test_guarding_a_trainer_twice_is_refused(trainer):
+    first = GuardrailsCallback(trainer, Guard(Constraint("a", limit=1.0, cost=toy.fillers)))
+    other = Guard(Constraint("b", limit=1.0, cost=toy.fillers))
+    with pytest.raises(AttachError, match=r"GRPOTrainer is guarded already.*Call detach\(\).*one Guard"):
+        GuardrailsCallback(trainer, other)
+    assert other.host is None
+    first.detach()
+    GuardrailsCallback(trainer, other)
+
+
+def test_a_guard_of_another_host_is_refused_and_the_trainer_untouched(trainer):
+    guard = Guard(Constraint("a", limit=1.0, cost=toy.fillers))
+    guard.attach("PPO")
+    attributes = dict(vars(trainer))
+    with pytest.raises(AttachError, match="already attached to PPO"):
+        GuardrailsCallback(trainer, guard)
+    assert vars(trainer) == attributes
+    assert guard.host == "PPO"
+
+
+def test_trainers_of_other_methods_are_refused_by_name(random_model, tmp_path):
+    common = {"output_dir": str(tmp_path), "report_to": "none", "use_cpu": True, "bf16": False}
+    preferences = toy.dataset(8).map(lambda row: {"chosen": " 1", "rejected": " 2"}, remove_columns=["answer"])
+    texts = toy.dataset(8).map(lambda row: {"completion": " 1"}, remove_columns=["answer"])
+    others = [
+        DPOTrainer(random_model, args=DPOConfig(**common), train_dataset=preferences),
+        SFTTrainer(random_model, args=SFTConfig(**common), train_dataset=texts),
+        GRPOTrainer,
+        "trainer",
+    ]
+    for other in others:
+        guard = Guard(Constraint("a", limit=1.0, cost=toy.fillers))
+        name = other.__name__ if isinstance(other, type) else type(other).__name__
+        with pytest.raises(AttachError, match=f"GRPOTrainer or RLOOTrainer, not {name}"):
+            GuardrailsCallback(other, guard)
+        assert guard.host is None
+
+
+def test_a_guard_is_asked_for_where_none_was_given(trainer):
+    with pytest.raises(AttachError, match="needs a Guard second, not Constraint"):
+        GuardrailsCallback(trainer, Constraint("a", limit=1.0, cost=toy.fillers))
+
+
+class OwnScoring(GRPOTrainer):
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+
+
+class OwnLoss(GRPOTrainer):
+    def compute_loss(self, model, inputs, **kwargs):
+        return super().compute_loss(model, inputs, **kwargs)
+
+
+def test_subclasses_are_guarded_unless_they_replace_the_scoring(random_model, tmp_path):
+    guard = Guard(Constraint("a", limit=1.0, cost=toy.fillers))
+    with pytest.raises(AttachError, match="OwnScoring replaces _calculate_rewards of GRPOTrainer"):
+        GuardrailsCallback(build_trainer(random_model, tmp_path, cls=OwnScoring), guard)
+    trainer = build_trainer(random_model, tmp_path, cls=OwnLoss)
+    trainer.add_callback(GuardrailsCallback(trainer, guard))
+    trainer.train()
+    assert guard.decision.step == 1
+
+
+@pytest.mark.parametrize("change", ["method gone", "signature changed", "attribute gone", "log column gone"])
+def test_an_unknown_version_of_trl_is_refused_by_its_number(trainer, monkeypatch, change):
+    if change == "method gone":
+        monkeypatch.delattr(GRPOTrainer, "_calculate_rewards")
+    elif change == "signature changed":
+        monkeypatch.setattr(GRPOTrainer, "_calculate_rewards", lambda self, rollout: None)
+    elif change == "attribute gone":
+        del trainer.scale_rewards
+    else:
+        del trainer._logs["advantages"]
+    missing = {"attribute gone": "scale_rewards", "log column gone": r"_logs\['advantages'\]"}
+    with pytest.raises(AttachError, match=f"(?s)TRL {trl.__version__}.*{missing.get(change, '_calculate_rewards')}"):
+        GuardrailsCallback(trainer, Guard(Constraint("a", limit=1.0, cost=toy.fillers)))
+    assert "_generate_and_score_completions" not in vars(trainer)
