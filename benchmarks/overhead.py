@@ -4,7 +4,8 @@
     OMP_NUM_THREADS=1 python benchmarks/overhead.py --only core
 
 Host figures are ratios of guarded over unguarded work, measured alternately in one process (see
-``overhead_trl.py`` and ``overhead_sb3.py``); core figures are times of one call.
+``overhead_trl.py`` and ``overhead_sb3.py``); core figures are times of one call. All times are
+processor time of this single-threaded process, which other processes of the machine do not enter.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ import numpy as np
 from guardrails import Constraint, Guard, Rollout
 from guardrails.schedulers import PID
 
-IMPORT = "import time; t = time.perf_counter(); import guardrails; print((time.perf_counter() - t) * 1e3)"
+IMPORT = "import time; t = time.process_time(); import guardrails; print((time.process_time() - t) * 1e3)"
 
 
 def microseconds(call, *, rounds: int = 20, repeats: int = 100) -> np.ndarray:
     """Return the time of one call in each of ``rounds`` rounds, after one to warm up."""
     times = []
     for _ in range(rounds + 1):
-        start = time.perf_counter()
+        start = time.process_time()
         for _ in range(repeats):
             call()
-        times.append((time.perf_counter() - start) / repeats * 1e6)
+        times.append((time.process_time() - start) / repeats * 1e6)
     return np.array(times[1:])
 
 

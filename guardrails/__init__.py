@@ -7,7 +7,14 @@ the host measured and applies what it decides. Any other loop calls ``guard.step
 from guardrails.competence import CompetenceMetric, Gate, Require
 from guardrails.constraint import Constraint, Dial
 from guardrails.decision import ConstraintDecision, Decision, GateDecision, Reason, RequirementDecision
-from guardrails.errors import AttachError, ConfigurationError, GuardrailsError, RolloutError, StateError
+from guardrails.errors import (
+    AttachError,
+    ConfigurationError,
+    GuardrailsError,
+    PluginError,
+    RolloutError,
+    StateError,
+)
 from guardrails.guard import Guard
 from guardrails.plugins import hookimpl
 from guardrails.rollout import Rollout
@@ -26,6 +33,7 @@ __all__ = [
     "GateDecision",
     "Guard",
     "GuardrailsError",
+    "PluginError",
     "Reason",
     "Require",
     "RequirementDecision",
