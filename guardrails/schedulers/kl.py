@@ -25,7 +25,7 @@ class AdaptiveKL(ElementwiseScheduler[AdaptiveKLState]):
 
     Args:
         initial: β₀ in [``minimum``, ``maximum``]; reward per nat where the cost is a KL divergence.
-        batch_size: n ≥ 1, rows per update, in the unit of ``horizon``.
+        batch_size: n > 0, rows per update, in the unit of ``horizon``.
         horizon: H > 0, rows over which β may change by a factor of about e^c.
         clip: c > 0, the relative error beyond which β changes no faster. c n / H must be below 1.
         minimum: β_min > 0.
