@@ -184,6 +184,7 @@ class OnPolicyGuard(BaseCallback):
             self._critic.load_tensors(tensors)
         for name in ("costs", "returns", "lengths"):
             sums, own = tensors.get(f"episodes.{name}"), getattr(self._episodes, name)
+            # With another number of environments the host begins every episode anew, and so do the sums.
             if sums is not None and tuple(sums.shape) == own.shape:
                 own[:] = sums.numpy()
 

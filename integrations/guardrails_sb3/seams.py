@@ -19,7 +19,7 @@ INIT_CALLBACK = "_init_callback"
 EXCLUDED_FROM_SAVE = "_excluded_save_params"
 
 _METHODS = (INIT_CALLBACK, EXCLUDED_FROM_SAVE)
-_ATTRIBUTES = ("_last_obs", "_last_episode_starts", "_current_progress_remaining")
+_ATTRIBUTES = ("_last_obs", "_last_episode_starts")
 
 
 def check(model: BaseAlgorithm) -> None:
@@ -41,12 +41,6 @@ def last_observations(model: BaseAlgorithm) -> Any:
 def episode_starts(model: BaseAlgorithm) -> npt.NDArray[np.bool_]:
     """Return which environments begin an episode at the next step, ``(n_envs,)`` bool."""
     return np.asarray(cast(Any, model)._last_episode_starts, dtype=bool)
-
-
-def learning_rate(model: BaseAlgorithm) -> float:
-    """Return the host's current learning rate."""
-    host = cast(Any, model)
-    return float(host.lr_schedule(host._current_progress_remaining))
 
 
 def with_callback(first: BaseCallback, callback: Any) -> BaseCallback | list[BaseCallback]:
