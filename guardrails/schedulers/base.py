@@ -178,7 +178,7 @@ class ConstraintScheduler(ABC, Generic[S]):
         return list(value) if isinstance(value, tuple) else value
 
     def _load_field(self, name: str, value: Any) -> Any:
-        if isinstance(value, list):
+        if isinstance(value, list) and isinstance(getattr(self.init(), name), tuple):
             return tuple(_finite(name, item) for item in value)
         return _finite(name, value)
 

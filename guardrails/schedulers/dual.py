@@ -162,7 +162,9 @@ class LogDual(ElementwiseScheduler[LogDualState]):
 
     def advance(self, state: LogDualState, violation: Any, ops: Ops) -> LogDualState:
         """Take one step on ln λ."""
-        step = ops.clip(self.learning_rate * state.multiplier * violation, -700.0, 700.0)  # e^710 overflows
+        step = ops.clip(
+            self.learning_rate * state.multiplier * violation, -600.0, 600.0
+        )  # e^600 times a strength of 1e9 is finite
         return LogDualState(ops.clip(state.multiplier * ops.exp(step), self.minimum, self.maximum))
 
 

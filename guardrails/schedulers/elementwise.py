@@ -22,7 +22,7 @@ class Ops:
     Args:
         clip: ``clip(x, low, high)``; a negative zero comes out as zero.
         where: ``where(condition, a, b)``.
-        exp: eˣ, for x up to 700.
+        exp: eˣ.
         cos: cosine.
         sqrt: square root.
         any: whether a condition holds in some row.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from guardrails.errors import StateError
 from guardrails.schedulers.base import LARGEST, check_gain, check_share, whole_number
 from guardrails.schedulers.elementwise import ElementwiseScheduler, Ops, held
 
@@ -91,6 +93,20 @@ class PID(ElementwiseScheduler[PIDState]):
         lam = ops.clip(direct + integral, 0.0, LARGEST)
         history = (*state.history, smoothed)[-self.delay :]
         return PIDState(lam, integral, proportional, smoothed, history)
+
+    def load(self, data: Mapping[str, Any]) -> PIDState:
+        """Return the state that `dump` wrote; see `ConstraintScheduler.load`.
+
+        Raises:
+            StateError: also if it was saved with a longer ``delay``.
+        """
+        state = super().load(data)
+        if not isinstance(state.history, tuple) or len(state.history) > self.delay:
+            raise StateError(
+                f"The saved history of PID is {state.history!r:.60}; delay={self.delay} keeps at most {self.delay} "
+                "numbers. Configure the delay that the run was saved with."
+            )
+        return state
 
     def advance_tracking(self, before: PIDState, after: PIDState, strength: Any, ops: Ops) -> PIDState:
         """Hold the integral while a wrapper limits λ in the direction in which it moves."""
