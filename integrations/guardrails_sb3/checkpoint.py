@@ -60,4 +60,6 @@ def read(path: Target) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
             f"The guard's state in {path} has schema {schema!r}; this version of training-guardrails reads {SCHEMA}. "
             "Upgrade training-guardrails to load it."
         )
+    if not isinstance(data.get("guard"), dict):
+        raise StateError(f"The guard's state in {path} is damaged: 'guard' is missing. Resume from an earlier file.")
     return data["guard"], tensors

@@ -8,7 +8,7 @@ function, are left alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -168,13 +168,22 @@ class OnPolicyGuard(BaseCallback):
         named = {f"episodes.{name}": sums for name, sums in episodes.items()}
         return named | ({} if self._critic is None else self._critic.tensors())
 
-    def load_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
+    def load_tensors(self, tensors: Mapping[str, torch.Tensor], names: Sequence[str]) -> None:
         """Restore what `tensors` returned.
+
+        Args:
+            tensors: what `tensors` returned.
+            names: the constraints of the saved guard, in its order, which is that of the tensors' columns.
 
         Raises:
             StateError: if the run was saved with another setting of ``cost_critic``, other constraints or
                 another policy architecture.
         """
+        if sorted(names) == sorted(self._names) and list(names) != self._names:
+            raise StateError(
+                f"The run was saved with its constraints in the order {', '.join(names)}. Give the guard its "
+                "constraints in that order to resume it."
+            )
         saved = any(name.startswith("network.") for name in tensors)
         if saved != (self._critic is not None):
             raise StateError(

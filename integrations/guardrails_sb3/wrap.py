@@ -58,7 +58,7 @@ def wrap(model: M, guard: Guard, *, cost_critic: bool = True, resume: checkpoint
     guard.attach(type(model).__name__)
     try:
         if state is not None:
-            callback.load_tensors(state[1])
+            callback.load_tensors(state[1], list(state[0].get("constraints", ())))
             guard.load_state_dict(state[0])
     except BaseException:
         guard.detach()

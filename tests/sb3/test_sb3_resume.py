@@ -185,6 +185,7 @@ def test_the_file_of_another_guard_is_refused(saved):
     refused(saved, Guard(Constraint("cost", limit=1.0)), "does not fit|another guard")
     other = Guard(Constraint("cost", limit=1.0), Constraint("noise", limit=1.0))
     refused(saved, other, "another guard")
+    refused(saved, Guard(*reversed(guard().constraints)), "in the order cost, effort")
 
 
 def test_another_setting_of_the_cost_critic_is_refused(saved):
@@ -198,6 +199,8 @@ def test_damaged_and_newer_state_is_refused(saved):
     refused(saved, guard(), "damaged")
     rewritten(saved, "guardrails/state.json", json.dumps({**json.loads(state), "schema": 99}).encode())
     refused(saved, guard(), "schema 99.*Upgrade")
+    rewritten(saved, "guardrails/state.json", b'{"schema": 1}')
+    refused(saved, guard(), "'guard' is missing")
     rewritten(saved, "guardrails/state.json", state)
     rewritten(saved, "guardrails/tensors.safetensors", tensors[:100])
     refused(saved, guard(), "damaged")
