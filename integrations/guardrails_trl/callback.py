@@ -71,6 +71,7 @@ class GuardrailsCallback(TrainerCallback):
         columns = host.data_columns
         self._functions = {part.name: cost_functions(part, columns, host.name) for part in guard.constraints}
         self._has_async = any(is_async(function) for functions in self._functions.values() for function in functions)
+        guard.check_columns(host.rollout_columns | set(self._functions), f"the {host.name} host")
         guard.attach(host.name)
         self._host: Host | None = host
         self._guard = guard

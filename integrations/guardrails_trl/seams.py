@@ -81,6 +81,11 @@ class Host:
         columns = getattr(self.trainer.train_dataset, "column_names", None)
         return None if dynamic or not isinstance(columns, list) else set(columns)
 
+    @property
+    def rollout_columns(self) -> set[str]:
+        """Columns of the rollouts a guard sees here: with several processes only what the host gathers anyway."""
+        return {"rewards", "costs"} | ({"lengths", "prompts", "completions"} if self.is_alone else set())
+
     def has_callback(self, callback: Any) -> bool:
         """Whether ``callback`` was added to the trainer."""
         return any(present is callback for present in self.trainer.callback_handler.callbacks)

@@ -64,7 +64,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build(folder: str | os.PathLike[str], *, steps: int = 300, seed: int = 0, layers: int = 2, width: int = 64) -> str:
+def build(folder: str | os.PathLike[str], *, steps: int = 500, seed: int = 0, layers: int = 2, width: int = 64) -> str:
     """Pre-train a small Llama on answers with a filler word now and then, save it, and return its folder.
 
     One answer in four is wrong and one word in five is filler, so a policy has something to learn and a
@@ -99,11 +99,11 @@ def build(folder: str | os.PathLike[str], *, steps: int = 300, seed: int = 0, la
 
 
 def _pretrain(model: LlamaForCausalLM, words: PreTrainedTokenizerFast, steps: int, draw: random.Random) -> None:
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=max(steps, 2))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=6e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=6e-3, total_steps=max(steps, 2))
     model.train()
     for _ in range(steps):
-        texts = [_example(draw) for _ in range(128)]
+        texts = [_example(draw) for _ in range(64)]
         batch = words(texts, padding=True, padding_side="right", return_tensors="pt")
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
         labels[:, :4] = -100  # the four words of the prompt are given, not predicted

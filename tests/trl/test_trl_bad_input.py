@@ -8,7 +8,7 @@ import trl
 from tiny_trl import build_trainer
 from trl import DPOConfig, DPOTrainer, GRPOTrainer, SFTConfig, SFTTrainer
 
-from guardrails import AttachError, Constraint, Guard, RolloutError
+from guardrails import AttachError, CompetenceMetric, Constraint, Dial, Gate, Guard, Require, RolloutError
 from guardrails_trl import GuardrailsCallback, toy
 
 
@@ -155,3 +155,34 @@ def test_an_unknown_version_of_trl_is_refused_by_its_number(trainer, monkeypatch
     with pytest.raises(AttachError, match=f"(?s)TRL {trl.__version__}.*{missing.get(change, '_calculate_rewards')}"):
         GuardrailsCallback(trainer, Guard(Constraint("a", limit=1.0, cost=toy.fillers)))
     assert "_generate_and_score_completions" not in vars(trainer)
+
+
+def test_a_metric_that_reads_a_column_no_completion_has_is_refused_at_attach(trainer):
+    class Smooth(CompetenceMetric):
+        name = "tests.smooth"
+        requires = frozenset({"actions"})
+
+        def measure(self, rollout):
+            return [1.0] * rollout.n_rows
+
+    gate = Gate(Require(Smooth(), at_least=0.9))
+    guard = Guard(Constraint("a", limit=gate.between(1.0, 2.0), cost=toy.fillers))
+    with pytest.raises(AttachError, match=r"(?s)tests\.smooth.*actions.*GRPOTrainer"):
+        GuardrailsCallback(trainer, guard)
+    assert guard.host is None
+    assert "_calculate_rewards" not in vars(trainer)
+
+
+def test_a_dial_this_host_does_not_turn_is_refused_at_attach(trainer):
+    class Short(CompetenceMetric):
+        name = "tests.short"
+        requires = frozenset({"completions"})
+
+        def measure(self, rollout):
+            return [1.0] * rollout.n_rows
+
+    gate = Gate(Require(Short(), at_least=0.9))
+    guard = Guard(Constraint("a", limit=1.0, cost=toy.fillers), Dial("action_scale", gate.between(0.1, 1.0)))
+    with pytest.raises(AttachError, match="action_scale"):
+        GuardrailsCallback(trainer, guard)
+    assert "_calculate_rewards" not in vars(trainer)

@@ -1,0 +1,39 @@
+"""Two processes that share one group of completions decide alike, and train on the documented advantages."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def test_two_processes_agree_and_each_trains_on_its_own_rows(random_model, tmp_path):
+    script = Path(__file__).with_name("two_processes.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    done = subprocess.run(
+        [*command, random_model, str(tmp_path)],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+
+    assert ranks[0]["multipliers"] == ranks[1]["multipliers"]
+    assert ranks[0]["costs"] == ranks[1]["costs"]
+    assert len(ranks[0]["costs"][0]) == 8
+    lam = sum(ranks[0]["multipliers"].values())
+    for rank in ranks:
+        assert [ids for ids, _ in rank["guarded"]] == [ids for ids, _ in rank["reward"]]
+        expected = [
+            (a_r - lam * a_c) / (1 + lam) for (_, a_r), (_, a_c) in zip(rank["reward"], rank["cost"], strict=True)
+        ]
+        # float32 in the trainer against float64 here
+        assert [a for _, a in rank["guarded"]] == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert ranks[0]["guarded"] != ranks[1]["guarded"]
+    saved = json.loads((tmp_path / "checkpoint-1" / "guardrails.json").read_text())
+    assert {name: entry["multiplier"] for name, entry in saved["constraints"].items()} == ranks[0]["multipliers"]
