@@ -52,7 +52,7 @@ class OnPolicyGuard(BaseCallback):
         self.guard = guard
         self._names = [part.name for part in constraints]
         self._readers = [cost_reader(part) for part in constraints]
-        self._signs = [1.0 if part.sense == "<=" else -1.0 for part in constraints]
+        self._signs = [-1.0 if part.sense == ">=" else 1.0 for part in constraints]
         self._scales = [part.violation_scale for part in constraints]
         self._episodes = Episodes(model.n_envs, self._names)
         self._critic = CostValue(model, self._scales) if cost_critic else None

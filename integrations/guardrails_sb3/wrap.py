@@ -45,7 +45,8 @@ def wrap(model: M, guard: Guard, *, cost_critic: bool = True, resume: checkpoint
 
     Raises:
         AttachError: if the class is not supported, the model has no environment or is wrapped already,
-            or the guard belongs to another host. The model is then as it was.
+            the guard belongs to another host, has a dial that is not here to turn, or a metric that reads
+            a column other than rewards, costs, lengths and infos. The model is then as it was.
         StateError: if ``resume`` is a file of another guard, of an unguarded model, or damaged.
 
     Example:
@@ -55,7 +56,7 @@ def wrap(model: M, guard: Guard, *, cost_critic: bool = True, resume: checkpoint
     host = _check(model, guard)
     state = None if resume is None else checkpoint.read(resume)
     callback = OnPolicyGuard(host, guard, cost_critic=cost_critic)
-    guard.attach(type(model).__name__)
+    guard.attach(type(model).__name__)  # refuses dials too: none turns here but the guard's own
     try:
         if state is not None:
             callback.load_tensors(state[1], list(state[0].get("constraints", ())))
@@ -110,6 +111,11 @@ def _check(model: Any, guard: Any) -> OnPolicyAlgorithm:
         raise AttachError(
             f"This {name} is wrapped already. Call unwrap(model) first, or give one Guard all constraints."
         )
+    if not guard.constraints:
+        raise AttachError("This Guard has no Constraint, and dials alone do nothing here. Give it a Constraint.")
+    guard.check_columns(
+        {"rewards", "costs", "lengths", "infos", *(part.name for part in guard.constraints)}, f"the {name} host"
+    )
     if model.env is None:
         raise AttachError(f"This {name} has no environment to learn in. Give load(path, env=env) or call set_env(env).")
     if guard.host is not None:

@@ -9,7 +9,7 @@ from sb3_envs import Drift, Gamble, callback_of, learn, parameters, same, vec
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback, StopTrainingOnMaxEpisodes
 
-from guardrails import AttachError, Constraint, Guard, RolloutError
+from guardrails import AttachError, CompetenceMetric, Constraint, Dial, Gate, Guard, Require, RolloutError
 from guardrails.schedulers import Fixed
 from guardrails_sb3 import unwrap, wrap
 
@@ -135,6 +135,46 @@ def test_a_model_without_environment_is_refused(tmp_path):
     ppo().save(tmp_path / "model.zip")
     with pytest.raises(AttachError, match="no environment"):
         wrap(PPO.load(tmp_path / "model.zip"), cost_guard())
+
+
+class Politeness(CompetenceMetric):
+    name = "test.politeness"
+    requires = frozenset({"completions"})
+
+    def measure(self, rollout):
+        return np.ones(rollout.n_rows)
+
+
+class Thrift(CompetenceMetric):
+    name = "test.thrift"
+    requires = frozenset({"cost", "lengths"})
+
+    def measure(self, rollout):
+        return 1.0 - rollout.cost("cost") / rollout.lengths
+
+
+def test_a_metric_or_a_dial_that_this_host_cannot_serve_is_refused_by_name():
+    gate = Gate(Require(Politeness(), at_least=0.5))
+    model, before = ppo(), trace(ppo())
+    with pytest.raises(AttachError, match=r"test\.politeness.*completions.*PPO"):
+        wrap(model, Guard(Constraint("cost", limit=gate.between(5.0, 25.0))))
+    gate = Gate(Require(Thrift(), at_least=0.5))
+    with pytest.raises(AttachError, match="Dial 'beta' has nothing to turn on PPO"):
+        wrap(model, Guard(Constraint("cost", limit=5.0), Dial("beta", gate.between(1.0, 0.1))))
+    with pytest.raises(AttachError, match="no Constraint"):
+        wrap(model, Guard(Dial("penalty", gate.between(1.0, 0.1))))
+    assert trace(model) == before
+
+
+def test_a_gate_moves_the_limit_by_what_the_episodes_showed():
+    env = vec(4, length=5)
+    for each in env.envs:
+        each.unwrapped.cost_of = lambda step, action: 0.0
+    gate = Gate(Require(Thrift(), at_least=0.5), confidence=0.9)
+    guard = Guard(Constraint("cost", limit=gate.between(5.0, 25.0)))
+    model = wrap(PPO("MlpPolicy", env, n_steps=64, batch_size=64, n_epochs=1, seed=0), guard)
+    model.learn(64 * 4 * 12)
+    assert guard.decision.constraints["cost"].limit > 5.0
 
 
 def test_a_host_whose_internals_moved_is_refused_with_its_version(monkeypatch):
