@@ -23,8 +23,9 @@ from guardrails_sb3.advantages import FloatArray, gae, measurable, mix
 from guardrails_sb3.cost_value import CostValue, Observations
 from guardrails_sb3.costs import Episodes, Info, cost_reader
 
-_CONSOLE_NAME = 22
-"""Longest constraint name whose keys the host's console writer does not truncate to one and the same."""
+_CONSOLE_KEY = 33
+"""Longest key below ``guardrails/`` that the host's console writer prints whole. It cuts longer ones, and fails
+where two become the same; they are left to its other writers."""
 
 
 class OnPolicyGuard(BaseCallback):
@@ -156,7 +157,7 @@ class OnPolicyGuard(BaseCallback):
         scalars |= {f"{name}/value_loss": float(loss) for name, loss in zip(self._names, losses, strict=False)}
         for key, value in scalars.items():
             if math.isfinite(value):
-                hidden = ("stdout", "log") if len(key.partition("/")[0]) > _CONSOLE_NAME else None
+                hidden = ("stdout", "log") if len(key) > _CONSOLE_KEY else None
                 self.logger.record(f"guardrails/{key}", value, exclude=hidden)
 
     def tensors(self) -> dict[str, torch.Tensor]:
