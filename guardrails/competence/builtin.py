@@ -39,42 +39,39 @@ class RewardLevel(CompetenceMetric):
 
 
 class Stability(CompetenceMetric):
-    """score = clip(1 - ((reward - mean reward) / spread)², 0, 1) · trend, so that its mean is 1 - variance / spread².
+    """score = clip(1 - ((reward - centre) / spread)², 0, 1): its mean is 1 - (variance + [level - mean]₊²) / spread².
 
-    trend = clip(1 - fall / decline, 0, 1) with fall the drop of the fitted line from the rollout's first
-    row to its last; 1 without ``decline``. The mean and the trend are the batch's, so the rows of one
-    batch are not independent evidence: give the gate a ``dwell`` of many batches.
+    The centre is the rollout's mean reward, or ``level`` where the mean has fallen below it, so that a
+    downward trend counts against stability as variance does. The mean is the batch's: its rows are not
+    independent evidence, which is a reason for a gate's ``dwell`` of several batches.
 
     Args:
         spread: deviation that counts as 0, > 0, in the reward's unit.
-        decline: fall over a rollout that counts as 0, > 0, in the reward's unit; rows in time order.
+        level: mean reward once held, from which a falling trend is measured. Default: no trend.
 
     Example:
         >>> Stability(spread=2.0).measure(Rollout(rewards=[1.0, 3.0, 2.0]))
         array([0.75, 0.75, 1.  ])
+        >>> Stability(spread=2.0, level=3.0).measure(Rollout(rewards=[2.0, 2.0]))
+        array([0.75, 0.75])
     """
 
     name = "stability"
     requires = frozenset({"rewards"})
 
-    def __init__(self, spread: float = 1.0, *, decline: float | None = None) -> None:
+    def __init__(self, spread: float = 1.0, *, level: float | None = None) -> None:
         self.spread = check_number("Stability", "spread", spread, low=0.0, open_low=True)
-        self.decline = None
-        if decline is not None:
-            self.decline = check_number("Stability", "decline", decline, low=0.0, open_low=True)
+        self.level = None if level is None else check_number("Stability", "level", level)
 
     def measure(self, rollout: Rollout) -> FloatArray:
-        """Return how close each row is to the rollout's mean reward, times the trend."""
+        """Return how close each row is to the centre."""
         rewards: FloatArray = column(rollout, "rewards")
         if rewards.size == 0:
             return rewards
-        scores = to_unit(1.0 - np.square((rewards - rewards.mean()) / self.spread))
-        if self.decline is None or rewards.size < 2:
-            return scores
-        place = np.linspace(-0.5, 0.5, rewards.size)
-        fall = -float(place @ rewards) / float(place @ place)
-        trend = min(max(1.0 - fall / self.decline, 0.0), 1.0)
-        return scores * trend
+        centre = float(rewards.mean())
+        if self.level is not None:
+            centre = max(centre, self.level)
+        return to_unit(1.0 - np.square((rewards - centre) / self.spread))
 
 
 class ConstraintSatisfaction(CompetenceMetric):
