@@ -28,7 +28,7 @@ class EarlyTermination(gym.Wrapper[Any, Any, Any, Any]):
         terminal_reward: added to the reward of the step that is cut off; 0 or less.
 
     Raises:
-        ConfigurationError: if the constraint is no upper limit, or ``terminal_reward`` is positive or
+        ConfigurationError: if the constraint is no fixed upper limit, or ``terminal_reward`` is positive or
             not finite.
 
     Example:
@@ -42,6 +42,11 @@ class EarlyTermination(gym.Wrapper[Any, Any, Any, Any]):
             raise ConfigurationError(
                 f"EarlyTermination: constraint '{constraint.name}' has sense '{constraint.sense}'. A running sum can "
                 "only be held to an upper limit; give sense='<='."
+            )
+        if not isinstance(constraint.limit, float):
+            raise ConfigurationError(
+                f"EarlyTermination: constraint '{constraint.name}' has a limit that a gate moves. This baseline earns "
+                "nothing; give a number."
             )
         if not math.isfinite(terminal_reward) or terminal_reward > 0.0:
             raise ConfigurationError(

@@ -10,6 +10,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_checker import check_env
 
 from guardrails import ConfigurationError, Constraint, RolloutError
+from guardrails.competence import FailureAvoidance, Gate, Require
 from guardrails_sb3.early_termination import EarlyTermination
 
 torch.set_num_threads(1)
@@ -75,6 +76,9 @@ def test_a_missing_cost_is_an_error():
 def test_what_cannot_be_a_running_limit_is_refused():
     with pytest.raises(ConfigurationError, match="give sense='<='"):
         EarlyTermination(Corridor(), Constraint("cost", limit=3.0, sense=">="))
+    gate = Gate(Require(FailureAvoidance(), at_least=0.9))
+    with pytest.raises(ConfigurationError, match="a limit that a gate moves"):
+        EarlyTermination(Corridor(), Constraint("cost", limit=gate.between(1.0, 3.0)))
     for reward in (1.0, math.nan):
         with pytest.raises(ConfigurationError, match="terminal_reward"):
             EarlyTermination(Corridor(), Constraint("cost", limit=3.0), terminal_reward=reward)
