@@ -11,6 +11,7 @@ import numpy as np
 
 from guardrails.competence.between import Between
 from guardrails.errors import ConfigurationError
+from guardrails.evidence import CostEvidence
 from guardrails.rollout import FloatArray
 from guardrails.schedulers.base import ConstraintScheduler, check_number
 from guardrails.schedulers.pid import PID
@@ -160,32 +161,67 @@ class Constraint:
         """Return J - d, or d - J for a lower limit: positive when violated, in the cost's unit."""
         return self.bound - cost if self.sense == ">=" else cost - self.bound
 
-    def measure(self, costs: FloatArray) -> Measured:
-        """Return J of a step, with NaN and infinite costs counted as violations.
-
-        An unmeasurable row takes the worst finite cost of the step or one scale beyond the limit,
-        whichever is worse; and J itself is at least the share of such rows beyond the limit, so that
-        a cost function cannot loosen a constraint by failing.
+    def reduce(self, costs: FloatArray) -> CostEvidence:
+        """Return what a step's costs come down to, whatever the limit in force.
 
         Args:
             costs: ``(n_rows,)`` float64.
         """
         n_rows = costs.size
         if n_rows == 0:
-            return Measured(math.nan, costs, 0)
+            return CostEvidence(math.nan, 0.0)
         total = float(costs.sum())
         if math.isfinite(total):
-            return Measured(total / n_rows, costs, 0)
-        bad = ~np.isfinite(costs)
-        invalid = int(bad.sum())
-        sign = -1.0 if self.sense == ">=" else 1.0
-        signed = np.where(bad, -np.inf, sign * costs)
-        floor = sign * self.bound + self.violation_scale
-        rows = np.where(bad, max(floor, float(signed.max())), signed)
-        mean = float((rows / n_rows).sum())
-        if invalid:
-            mean = max(mean, sign * self.bound + self.violation_scale * invalid / n_rows)
-        return Measured(sign * mean, sign * rows, invalid)
+            return CostEvidence(total / n_rows, _spread(costs, total / n_rows))
+        finite = costs[np.isfinite(costs)]
+        invalid = n_rows - finite.size
+        if not finite.size:
+            return CostEvidence(0.0, 0.0, invalid)
+        worst = float(finite.min() if self.sense == ">=" else finite.max()) if invalid else math.nan
+        spread = _spread(finite, float((finite / finite.size).sum()))
+        return CostEvidence(float((finite / n_rows).sum()), spread, invalid, worst)
+
+    def mean(self, evidence: CostEvidence, n_rows: int) -> float:
+        """Return J of a step, with NaN and infinite costs counted as violations; NaN with no rows.
+
+        An unmeasurable row takes the worst finite cost of the step or one scale beyond the limit,
+        whichever is worse; and J itself is at least the share of such rows beyond the limit, so that
+        a cost function cannot loosen a constraint by failing.
+
+        Args:
+            evidence: what `reduce` returned.
+            n_rows: rows it was reduced from.
+        """
+        if not evidence.invalid_rows:
+            return evidence.mean
+        sign, share = self._sign, evidence.invalid_rows / n_rows
+        mean = sign * evidence.mean + self._stand_in(evidence) * share
+        return sign * max(mean, sign * self.bound + self.violation_scale * share)
+
+    def sanitise(self, costs: FloatArray) -> FloatArray:
+        """Return ``costs`` with each unmeasurable row set to the worst value, see `mean`."""
+        evidence = self.reduce(costs)
+        if not evidence.invalid_rows:
+            return costs
+        return np.where(np.isfinite(costs), costs, self._sign * self._stand_in(evidence))
+
+    def measure(self, costs: FloatArray) -> Measured:
+        """Return J of a step and its rows, with NaN and infinite costs counted as violations; see `mean`.
+
+        Args:
+            costs: ``(n_rows,)`` float64.
+        """
+        evidence = self.reduce(costs)
+        return Measured(self.mean(evidence, costs.size), self.sanitise(costs), evidence.invalid_rows)
+
+    @property
+    def _sign(self) -> float:
+        return -1.0 if self.sense == ">=" else 1.0
+
+    def _stand_in(self, evidence: CostEvidence) -> float:
+        """Return what an unmeasurable row counts as, times the sign of the sense."""
+        floor = self._sign * self.bound + self.violation_scale
+        return floor if math.isnan(evidence.worst) else max(floor, self._sign * evidence.worst)
 
 
 PENALTY = "penalty"
@@ -244,3 +280,10 @@ def _scheduler(owner: str, given: Any) -> ConstraintScheduler[Any]:
             f"{owner}: scheduler is {given!r}; give an instance such as PID() or DualAscent(), or a name."
         )
     return given
+
+
+def _spread(costs: FloatArray, mean: float) -> float:
+    """Return the standard deviation of finite ``costs`` about their mean; inf where it exceeds the largest float."""
+    with np.errstate(over="ignore"):
+        centred = costs - mean
+        return math.sqrt(float(centred @ centred) / costs.size)

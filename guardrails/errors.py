@@ -25,3 +25,7 @@ class StateError(GuardrailsError, ValueError):
 
 class PluginError(GuardrailsError):
     """A plug-in's object cannot be had: the name is unknown or refused, or the plug-in failed to load."""
+
+
+class LedgerError(GuardrailsError):
+    """A ledger cannot be opened, read, verified or replayed: damaged, altered, foreign, newer, or in use."""

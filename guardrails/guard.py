@@ -6,14 +6,19 @@ import json
 import logging
 import math
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from guardrails.competence import gates as gating
 from guardrails.competence.between import Between
-from guardrails.constraint import PENALTY, Constraint, Dial, Measured
+from guardrails.constraint import PENALTY, Constraint, Dial
 from guardrails.decision import ConstraintDecision, Decision, GateDecision, Reason, Verdict
 from guardrails.errors import AttachError, ConfigurationError, StateError
+from guardrails.evidence import CostEvidence, Evidence
 from guardrails.rollout import FloatArray, Rollout
+
+if TYPE_CHECKING:
+    from guardrails.ledger import Ledger
 
 logger = logging.getLogger(__name__)
 
@@ -49,17 +54,23 @@ class Guard:
                 raise ConfigurationError(f"Guard takes Constraint and Dial objects, not {part!r}.")
         constraints = {part.name: part for part in parts if isinstance(part, Constraint)}
         self._dials = {part.name: part.value for part in parts if isinstance(part, Dial)}
-        self._gates = gating.collect(part.limit if isinstance(part, Constraint) else part.value for part in parts)
+        self._gates = gating.collect([*(part.limit for part in constraints.values()), *self._dials.values()])
         _all_differ([*(part.name for part in parts), *self._gates])
-        self._declared = constraints
+        self._parts, self._declared = parts, constraints
         self._gate_states = {name: gate.init() for name, gate in self._gates.items()}
         self._constraints = self._in_force()
         self._states: dict[str, Any] = {name: part.controller.init() for name, part in constraints.items()}
         self._strengths = {name: part.controller.strength(self._states[name]) for name, part in constraints.items()}
         self._step = 0
         self._decision: Decision | None = None
-        self._rows: dict[str, FloatArray] = {}
+        self._costs: dict[str, FloatArray] = {}
+        self._ledger: Ledger | None = None
         self._host: str | None = None
+
+    @property
+    def parts(self) -> tuple[Constraint | Dial, ...]:
+        """The constraints and dials as they were given, with limits that move as `Between`."""
+        return self._parts
 
     @property
     def constraints(self) -> tuple[Constraint, ...]:
@@ -149,9 +160,42 @@ class Guard:
         """Release the guard from its host; its state stays."""
         self._host = None
 
+    @property
+    def ledger(self) -> Ledger | None:
+        """The ledger that `record` opened last, or None."""
+        return self._ledger
+
+    def record(self, path: str | Path, *, seed: int | None = None, max_bytes: int = 1 << 28) -> Ledger:
+        """Write every step from now on into a ledger: the evidence, the decision, and why.
+
+        Adapters do this beside the host's output; a loop of your own calls it once, on its first process.
+        ``guardrails verify`` proves the record, ``guardrails report`` shows it.
+
+        Args:
+            path: the file, such as ``"runs/x/ledger.jsonl"``. One that is there is continued.
+            seed: of the run, for the header.
+            max_bytes: a file that has grown so large is followed by another.
+
+        Returns:
+            The ledger, which is closed when the process ends, or by ``with`` or `Ledger.close`.
+
+        Raises:
+            LedgerError: if the file cannot be opened, is in use by another process, or is no ledger.
+
+        Example:
+            >>> guard.record("runs/x/ledger.jsonl")  # doctest: +SKIP
+        """
+        from guardrails.ledger import Ledger, header  # above this module; loaded only when a run is recorded
+
+        previous, self._ledger = self._ledger, None
+        if previous is not None:
+            previous.close()
+        self._ledger = Ledger(path, lambda: header.start(self, seed), max_bytes=max_bytes)
+        return self._ledger
+
     def sanitised(self, name: str) -> FloatArray:
         """Return the costs of the last step, ``(n_rows,)``, with unmeasurable rows set to the worst value."""
-        return self._rows[name]
+        return self._constraints[name].sanitise(self._costs[name])
 
     def penalty(self, name: str, cost: Any) -> Any:
         """Return the term that a host with a differentiable cost adds to its loss, dimensionless.
@@ -169,48 +213,71 @@ class Guard:
     def step(self, rollout: Rollout) -> Decision:
         """Update the gates on ``rollout``, measure each constraint against the limit then in force, and say why.
 
+        It is `reduce`, then `decide`; what was reduced and decided goes into the ledger, if there is one.
+
         Args:
             rollout: the globally reduced rows of one step of the host. With no rows nothing changes.
 
         Raises:
             RolloutError: if a constraint's cost column is missing; nothing was updated.
         """
-        costs = {name: rollout.cost(name) for name in self._declared}
+        evidence = self.reduce(rollout)
+        decision = self.decide(evidence)
+        self._costs = {name: rollout.cost(name) for name in self._declared}
+        if self._ledger is not None:
+            self._ledger.step(evidence, decision)
+        return decision
+
+    def reduce(self, rollout: Rollout) -> Evidence:
+        """Return what ``rollout`` comes down to, for `decide`; nothing is updated.
+
+        Args:
+            rollout: the globally reduced rows of one step of the host.
+
+        Raises:
+            RolloutError: if a constraint's cost column is missing.
+        """
+        costs = {name: part.reduce(rollout.cost(name)) for name, part in self._declared.items()}
+        return Evidence(rollout.n_rows, costs, gating.reduce(self._gates, self._gate_states, rollout))
+
+    def decide(self, evidence: Evidence) -> Decision:
+        """Update gates and schedulers on ``evidence``; from the same state it gives the same decision, to the bit."""
         before = self.multipliers
-        self._gate_states, gates, reasons = gating.update(self._gates, self._gate_states, rollout)
+        self._gate_states, gates, reasons = gating.judge(self._gates, self._gate_states, evidence.gates)
         for reason in reasons:
             if reason.verdict in ("failed", "frozen"):
                 logger.warning("%s", reason)
         if gates:
             self._constraints = self._in_force()
-        facts: dict[str, ConstraintDecision] = {}
-        for name, part in self._constraints.items():
-            measured = part.measure(costs[name])
-            facts[name] = self._decide(part, measured, before[name], reasons)
-            self._rows[name] = measured.rows
+        facts = {
+            name: self._decide(part, evidence.costs[name], evidence.n_rows, before[name], reasons)
+            for name, part in self._constraints.items()
+        }
         self._step += 1
-        self._decision = Decision(self._step, rollout.n_rows, facts, tuple(reasons), gates, self.dials)
+        self._decision = Decision(self._step, evidence.n_rows, facts, tuple(reasons), gates, self.dials)
         return self._decision
 
-    def _decide(self, part: Constraint, measured: Measured, before: float, reasons: list[Reason]) -> ConstraintDecision:
-        name = part.name
-        if math.isnan(measured.cost):
+    def _decide(
+        self, part: Constraint, evidence: CostEvidence, n_rows: int, before: float, reasons: list[Reason]
+    ) -> ConstraintDecision:
+        name, cost = part.name, part.mean(evidence, n_rows)
+        if math.isnan(cost):
             reasons.append(Reason(name, "empty", f"no rows in this step, λ stays {before:.4g}"))
             return ConstraintDecision(name, math.nan, part.bound, math.nan, before)
-        violation = part.violation(measured.cost)
+        violation = part.violation(cost)
         scaled = min(max(violation / part.violation_scale, -_LARGEST), _LARGEST)
         self._strengths[name], failure = self._update(part, scaled)
         after = self._strengths[name] * self._penalty
         if failure:
             reasons.append(Reason(name, "failed", failure))
-        if measured.invalid_rows:
-            text = f"{measured.invalid_rows} of {measured.rows.size} costs were not finite and count as violations"
+        if evidence.invalid_rows:
+            text = f"{evidence.invalid_rows} of {n_rows} costs were not finite and count as violations"
             reasons.append(Reason(name, "invalid", text))
         verdict: Verdict = "tightened" if after > before else "relaxed" if after < before else "held"
         relation = _relation(part, violation)
-        text = f"mean cost {measured.cost:.4g} is {relation} {part.bound:.4g}, λ {before:.4g} → {after:.4g}"
+        text = f"mean cost {cost:.4g} is {relation} {part.bound:.4g}, λ {before:.4g} → {after:.4g}"
         reasons.append(Reason(name, verdict, text))
-        return ConstraintDecision(name, measured.cost, part.bound, violation, after, measured.invalid_rows)
+        return ConstraintDecision(name, cost, part.bound, violation, after, evidence.invalid_rows)
 
     def _update(self, part: Constraint, violation: float) -> tuple[float, str]:
         """Return the new multiplier and, if the scheduler failed, what was done instead."""
@@ -222,13 +289,18 @@ class Guard:
             state, after, problem = None, math.nan, f"raised {type(error).__name__}: {error}"
         if not problem:
             self._states[part.name] = state
-            return after, ""
+            return float(after), ""
         text = f"{type(part.controller).__name__} {problem}; λ held or raised by the violation instead"
         logger.warning("Constraint '%s': %s", part.name, text)
         return before + max(0.0, violation), text
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all mutable state as JSON data: schema version, step, and the state of each scheduler and gate."""
+        """Return all mutable state as JSON data: schema version, step, and the state of each scheduler and gate.
+
+        A ledger is written up to here, so that it reaches as far as any checkpoint.
+        """
+        if self._ledger is not None:
+            self._ledger.flush()
         return {
             "schema": SCHEMA,
             "step": self._step,
@@ -254,7 +326,9 @@ class Guard:
         self._gate_states = gating.load(self._gates, data.get("gates", {}))
         self._step, self._strengths, self._states = step, strengths, states
         self._constraints = self._in_force()
-        self._decision, self._rows = None, {}
+        self._decision, self._costs = None, {}
+        if self._ledger is not None:
+            self._ledger.seam("resumed")
 
     def _parsed(self, data: Mapping[str, Any]) -> tuple[int, dict[str, float], dict[str, Any]]:
         schema = data.get("schema") if isinstance(data, Mapping) else None

@@ -86,9 +86,20 @@ class Break:
             state: what the last update returned; after an alarm, `init` starts over.
             scores: ``(k, n_rows)`` in [0, 1], n_rows ≥ 1, each row sorted so that order cannot matter.
         """
+        return self.advance(state, scores.shape[1], tuple(scores.sum(axis=1).tolist()), self.growth(scores))
+
+    def growth(self, scores: FloatArray) -> FloatArray:
+        """Return what ``scores`` add to the log evidence of each bet, ``(k, 5)``."""
         deficits = (self.thresholds[:, None] - scores)[:, None, :]
-        log_evidence = np.logaddexp(state.log_evidence, 0.0) + np.log1p(self._bets * deficits).sum(axis=2)
-        window = (*state.window, (scores.shape[1], tuple(scores.sum(axis=1).tolist())))
+        growth: FloatArray = np.log1p(self._bets * deficits).sum(axis=2)
+        return growth
+
+    def advance(
+        self, state: BreakState, n_rows: int, totals: tuple[float, ...], growth: FloatArray
+    ) -> tuple[BreakState, BoolArray]:
+        """Return what `update` does, for scores reduced to their number, their sums and their `growth`."""
+        log_evidence = np.logaddexp(state.log_evidence, 0.0) + growth
+        window = (*state.window, (n_rows, totals))
         rows = sum(n for n, _ in window)
         while rows - window[0][0] >= self.window:
             rows -= window[0][0]

@@ -19,6 +19,7 @@ from guardrails.competence.require import Require
 from guardrails.competence.state import GateState
 from guardrails.decision import GateDecision, RequirementDecision, Verdict
 from guardrails.errors import ConfigurationError, StateError
+from guardrails.evidence import GateEvidence
 from guardrails.rollout import FloatArray, Rollout
 from guardrails.schedulers.base import check_number
 
@@ -136,24 +137,47 @@ class Gate:
 
     def update(self, state: GateState, rollout: Rollout) -> tuple[GateState, GateDecision]:
         """Measure every requirement on ``rollout``, and return the next state and what was decided."""
-        measured = [measure(each.measured, rollout, self.budget_seconds) for each in self.requires]
-        scores = np.array([each.scores for each in measured])
-        return self.decide(state, scores, [each.failure for each in measured])
+        return self.judge(state, self.measure(state, rollout))
 
     def decide(
         self, state: GateState, scores: FloatArray, failures: Sequence[str] = ()
     ) -> tuple[GateState, GateDecision]:
-        """Return the next state and what was decided, from scores already measured.
+        """Return the next state and what was decided, from scores already measured; see `reduce`."""
+        return self.judge(state, self.reduce(state, scores, failures))
+
+    def measure(self, state: GateState, rollout: Rollout) -> GateEvidence:
+        """Measure every requirement on ``rollout``, and return what the scores come down to."""
+        measured = [measure(each.measured, rollout, self.budget_seconds) for each in self.requires]
+        scores = np.array([each.scores for each in measured])
+        return self.reduce(state, scores, [each.failure for each in measured])
+
+    def reduce(self, state: GateState, scores: FloatArray, failures: Sequence[str] = ()) -> GateEvidence:
+        """Return what scores come down to in ``state``, which sets the centre of their squares.
 
         Args:
             state: the state so far.
             scores: ``(k, n_rows)`` in [0, 1], a row per requirement; the order of columns does not matter.
             failures: what went wrong with each metric, empty strings for those that did not fail.
         """
-        failures = failures or [""] * len(self.requires)
-        if scores.shape[1] == 0:
+        # Sorted rows in one memory layout: sums then do not depend on the order in which ranks were gathered.
+        scores = np.ascontiguousarray(np.sort(scores, axis=1))
+        recent_rows, recent = state.breaks.recent()
+        known = np.where(np.isnan(recent), 0.0, recent) * recent_rows
+        centre = (known + _PRIOR_ROWS * self._thresholds) / (recent_rows + _PRIOR_ROWS)
+        return GateEvidence(
+            scores.shape[1],
+            tuple(scores.sum(axis=1).tolist()),
+            tuple(np.square(scores - centre[:, None]).sum(axis=1).tolist()),
+            tuple(map(tuple, self.breaks.growth(scores).tolist())),
+            tuple(failures) or ("",) * len(self.requires),
+        )
+
+    def judge(self, state: GateState, evidence: GateEvidence) -> tuple[GateState, GateDecision]:
+        """Return the next state and what was decided; the same arguments give the same result, to the bit."""
+        failures = evidence.failures
+        if evidence.n_rows == 0:
             return state, self._decision(state, state, "empty", f"{self._where(state)}: no rows in this step", failures)
-        gathered, broken = self._gather(state, np.sort(scores, axis=1))
+        gathered, broken = self._gather(state, evidence)
         if any(failures):
             # What a failed metric would have said is unknown: the row counts go on, the evidence does not.
             gathered = gathered._replace(rows=state.rows, totals=state.totals, variances=state.variances)
@@ -168,19 +192,16 @@ class Gate:
         """Return where the gate stands in ``state``, and what it waits for."""
         return self._decision(state, state, "held", "", [""] * len(self.requires))
 
-    def _gather(self, state: GateState, scores: FloatArray) -> tuple[GateState, BoolArray]:
-        n_rows = scores.shape[1]
-        recent_rows, recent = state.breaks.recent()
-        known = np.where(np.isnan(recent), 0.0, recent) * recent_rows
-        centre = (known + _PRIOR_ROWS * self._thresholds) / (recent_rows + _PRIOR_ROWS)
-        breaks, broken = self.breaks.update(state.breaks, scores)
+    def _gather(self, state: GateState, evidence: GateEvidence) -> tuple[GateState, BoolArray]:
+        n_rows = evidence.n_rows
+        breaks, broken = self.breaks.advance(state.breaks, n_rows, evidence.totals, np.array(evidence.growth))
         state = state._replace(
             total_rows=state.total_rows + n_rows,
             rung_rows=state.rung_rows + n_rows,
             rung_updates=state.rung_updates + 1,
             rows=state.rows + n_rows,
-            totals=state.totals + scores.sum(axis=1),
-            variances=state.variances + np.square(scores - centre[:, None]).sum(axis=1),
+            totals=state.totals + np.array(evidence.totals),
+            variances=state.variances + np.array(evidence.squares),
             breaks=breaks,
         )
         return state, broken
@@ -205,13 +226,14 @@ class Gate:
                 causes.append(f"{each.name} {failures[index]}")
             elif broken[index]:
                 causes.append(f"{each.name} at {recent[index]:.3f} over the last {rows} rows, {each.at_least:g} needed")
-        rung = {"one": max(state.rung - 1, 0), "half": state.rung // 2, "floor": 0}[self.fall]
         fresh = state._replace(breaks=self.breaks.init())
-        if any(failures) or state.rung > 0:
-            fresh = fresh.restart(np.ones(len(self.requires), dtype=bool))
         if state.rung == 0:
-            text = f"{self._where(state)}, the floor: {'; '.join(causes)}"
-            return fresh, "held", text if any(failures) else ""
+            # On the floor a long bad time must not use up attempts: only evidence that spoke otherwise is void.
+            void = (broken & (state.means() >= self._thresholds)) | np.full(len(self.requires), any(failures))
+            text = f"{self._where(state)}, the floor: {'; '.join(causes)}" if void.any() else ""
+            return fresh.restart(void), "held", text
+        rung = {"one": state.rung - 1, "half": state.rung // 2, "floor": 0}[self.fall]
+        fresh = fresh.restart(np.ones(len(self.requires), dtype=bool))
         fresh = fresh._replace(rung=rung, rung_rows=0, rung_updates=0)
         return fresh, "tightened", f"rung {state.rung} → {rung} of {self.rungs}: {'; '.join(causes)}"
 

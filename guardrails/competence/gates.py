@@ -9,6 +9,7 @@ from guardrails.competence.gate import Gate
 from guardrails.competence.state import GateState
 from guardrails.decision import GateDecision, Reason
 from guardrails.errors import AttachError, ConfigurationError, StateError
+from guardrails.evidence import GateEvidence
 from guardrails.rollout import Rollout
 
 
@@ -43,15 +44,20 @@ def check_columns(gates: Iterable[Gate], provided: Iterable[str], host: str) -> 
                 )
 
 
-def update(
-    gates: Mapping[str, Gate], states: Mapping[str, GateState], rollout: Rollout
+def reduce(gates: Mapping[str, Gate], states: Mapping[str, GateState], rollout: Rollout) -> dict[str, GateEvidence]:
+    """Return what the scores of each gate come down to."""
+    return {name: gate.measure(states[name], rollout) for name, gate in gates.items()}
+
+
+def judge(
+    gates: Mapping[str, Gate], states: Mapping[str, GateState], evidence: Mapping[str, GateEvidence]
 ) -> tuple[dict[str, GateState], dict[str, GateDecision], list[Reason]]:
     """Return the next states, what each gate decided, and why."""
     following: dict[str, GateState] = {}
     decisions: dict[str, GateDecision] = {}
     reasons: list[Reason] = []
     for name, gate in gates.items():
-        following[name], decision = gate.update(states[name], rollout)
+        following[name], decision = gate.judge(states[name], evidence[name])
         decisions[name] = decision
         reasons += [Reason(each.name, "failed", each.failure) for each in decision.requirements if each.failure]
         reasons.append(Reason(name, decision.verdict, decision.text))

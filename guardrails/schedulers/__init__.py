@@ -28,10 +28,19 @@ BUILTIN: Mapping[str, type[ConstraintScheduler[Any]]] = {
 }
 """Schedulers that can be named where one is asked for: ``Constraint(..., scheduler="nupi")``."""
 
+WRAPPERS: Mapping[str, type[ConstraintScheduler[Any]]] = {
+    "cap": Cap,
+    "rate_limit": RateLimit,
+    "smooth": Smooth,
+    "warmup": Warmup,
+}
+"""Schedulers around another, by the names that a policy file uses."""
+
 __all__ = [
     "BUILTIN",
     "CRPO",
     "PID",
+    "WRAPPERS",
     "AdamAscent",
     "AdaptiveKL",
     "Anneal",

@@ -13,10 +13,10 @@ ADAPTERS = {"guardrails_trl", "guardrails_transformers", "guardrails_sb3"}
 PROGRAMS = {"guardrails_demo"}  # use the adapters as a user would; only the command line starts them
 LAYERS = [
     {"errors"},
-    {"rollout", "decision"},
+    {"rollout", "decision", "evidence"},
     {"schedulers", "competence", "refine", "critic"},
     {"constraint", "guard"},
-    {"plugins", "ledger", "report", "testing"},
+    {"plugins", "policy", "ledger", "report", "testing"},
     {"cli", "__main__"},
 ]
 

@@ -1,0 +1,202 @@
+"""Reading a ledger line by line, in constant memory, with its chain checked on the way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, TypeVar
+
+from guardrails.decision import Decision
+from guardrails.errors import LedgerError
+from guardrails.evidence import Evidence
+from guardrails.ledger import lines
+
+T = TypeVar("T")
+
+NAME = "ledger.jsonl"
+"""Name of a ledger in a run's folder."""
+
+_LONGEST = 1 << 24
+"""Bytes a line may have; a file without newlines is refused before it fills the memory."""
+
+
+class Line(NamedTuple):
+    """One line whose hash and place in the chain are right.
+
+    Args:
+        path: its file.
+        number: its number in that file, from 1.
+        kind: ``"header"``, ``"seam"``, ``"step"``, ``"note"`` or ``"end"``.
+        data: all its fields, as parsed.
+        hash: its hash, the head of the chain up to here.
+    """
+
+    path: Path
+    number: int
+    kind: str
+    data: dict[str, Any]
+    hash: str
+
+    @property
+    def place(self) -> str:
+        """File and line as a person looks them up."""
+        return f"{self.path.name}, line {self.number}"
+
+    @property
+    def evidence(self) -> Evidence:
+        """The evidence of a ``step``.
+
+        Raises:
+            LedgerError: if it is malformed.
+        """
+        return self._decoded(lines.evidence_from, "evidence")
+
+    @property
+    def decision(self) -> Decision:
+        """The decision of a ``step``.
+
+        Raises:
+            LedgerError: if it is malformed.
+        """
+        return self._decoded(lines.decision_from, "decision")
+
+    def _decoded(self, decode: Callable[[dict[str, Any]], T], field: str) -> T:
+        try:
+            return decode(self.data[field])
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise LedgerError(f"{self.place}: its {field} is malformed ({type(error).__name__}: {error}).") from error
+
+
+def find(run: str | Path) -> Path:
+    """Return the first file of a run's ledger, given that file or the run's folder.
+
+    Raises:
+        LedgerError: if there is none.
+    """
+    given = Path(run)
+    for path in (given, given / NAME, given / "guardrails" / NAME):
+        if path.is_file():
+            return path
+    raise LedgerError(
+        f"There is no ledger at {given}. Give the file, or the run's folder with {NAME} or guardrails/{NAME} in it."
+    )
+
+
+def part(path: Path, index: int) -> Path:
+    """Return the file number ``index`` of the ledger that begins with ``path``, its file number 0."""
+    return path.with_name(f"{path.stem}.{index}{path.suffix}") if index else path
+
+
+def files(run: str | Path) -> list[Path]:
+    """Return the files of a run's ledger in order; several once it was rotated."""
+    path = find(run)
+    found = [path]
+    while part(path, len(found)).is_file():
+        found.append(part(path, len(found)))
+    return found
+
+
+class Reader:
+    """Reads a ledger as far as it is written; calling `poll` again reads what came since.
+
+    Args:
+        run: the run's folder, or the ledger's first file.
+
+    Raises:
+        LedgerError: if there is no ledger.
+
+    Example:
+        >>> for line in Reader("runs/x").poll():  # doctest: +SKIP
+        ...     if line.kind == "step":
+        ...         print(line.decision.multipliers)
+    """
+
+    def __init__(self, run: str | Path) -> None:
+        self._first = find(run)
+        self._index = self._offset = self._number = 0
+        self.head = lines.START
+        """Hash of the last line read."""
+        self.torn = 0
+        """Bytes after the last complete line: one that is being written, or that was cut short."""
+        self.raw = b""
+        """The last line read, without its newline."""
+
+    def poll(self) -> Iterator[Line]:
+        """Yield each complete line after the last one read.
+
+        Raises:
+            LedgerError: at the first line that is damaged, not in its place in the chain, or of a newer schema.
+        """
+        while True:
+            path = part(self._first, self._index)
+            with path.open("rb") as file:
+                file.seek(self._offset)
+                yield from self._rest(path, file)
+                if not part(self._first, self._index + 1).is_file():
+                    return
+                yield from self._rest(path, file)  # what was written before the next file was begun
+            if self.torn:
+                raise LedgerError(f"{path.name}: it ends within line {self._number + 1}, but another file follows.")
+            self._index, self._offset, self._number = self._index + 1, 0, 0
+
+    def _rest(self, path: Path, file: BinaryIO) -> Iterator[Line]:
+        while raw := file.readline(_LONGEST):
+            if not raw.endswith(b"\n"):
+                if len(raw) == _LONGEST:
+                    raise LedgerError(f"{path.name}, line {self._number + 1} is too long: this is no ledger.")
+                self.torn = len(raw)
+                file.seek(self._offset)
+                return
+            self._offset += len(raw)
+            self._number += 1
+            yield self._line(path, raw[:-1])
+        self.torn = 0
+
+    def _line(self, path: Path, raw: bytes) -> Line:
+        place = f"{path.name}, line {self._number}"
+        try:
+            prev, digest = lines.unseal(raw)
+        except ValueError as error:
+            raise LedgerError(f"{place} is damaged or was altered: {error}.") from None
+        if prev != self.head:
+            raise LedgerError(
+                f"{place} does not follow the line before it: lines were removed, inserted or reordered here. "
+                f"It follows {prev[:16]}…, the line before it is {self.head[:16]}…."
+            )
+        try:
+            data = json.loads(raw)
+            kind = data["kind"]
+        except (ValueError, RecursionError, LookupError, TypeError) as error:
+            raise LedgerError(f"{place} is no JSON object with a kind ({type(error).__name__}).") from None
+        if self.head == lines.START and kind != "header":
+            raise LedgerError(f"{place}: a ledger begins with a header, not with kind {kind!r}.")
+        if kind in ("header", "seam"):
+            check_schema(place, data)
+        self.head, self.raw = digest, raw
+        return Line(path, self._number, kind, data, digest)
+
+
+def check_schema(place: str, data: dict[str, Any]) -> None:
+    """Raise unless a header or seam is of a schema that this version reads.
+
+    Raises:
+        LedgerError: if it is newer, or none.
+    """
+    schema = data.get("schema")
+    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
+        raise LedgerError(f"{place}: this is no ledger of training-guardrails, its schema is {schema!r}.")
+    if schema > lines.SCHEMA:
+        raise LedgerError(
+            f"{place}: the ledger has schema {schema}; this version of training-guardrails reads up to "
+            f"{lines.SCHEMA}. Upgrade training-guardrails to read it."
+        )
+
+
+def read(run: str | Path) -> Iterator[Line]:
+    """Yield the complete lines of a run's ledger, each checked; see `Reader`.
+
+    Raises:
+        LedgerError: if there is no ledger, or at its first line that is not right.
+    """
+    return Reader(run).poll()

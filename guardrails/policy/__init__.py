@@ -1,0 +1,5 @@
+"""A guard's configuration as a file that is reviewed and versioned like code; see `Guard.from_toml`."""
+
+from guardrails.policy.describe import SCHEMA, describe, foreign_parts
+
+__all__ = ["SCHEMA", "describe", "foreign_parts"]

@@ -1,0 +1,197 @@
+"""A guard's configuration as data: names, numbers and lists, of which TOML and JSON can be made."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from guardrails import plugins
+from guardrails.competence import BUILTIN as METRICS
+from guardrails.competence.between import Between
+from guardrails.competence.gate import Gate
+from guardrails.constraint import Constraint, Dial
+from guardrails.errors import ConfigurationError, PluginError
+from guardrails.schedulers import BUILTIN, WRAPPERS
+from guardrails.schedulers.base import ConstraintScheduler
+
+if TYPE_CHECKING:
+    from guardrails.guard import Guard
+
+SCHEMA = 1
+"""Version of the layout that `describe` returns."""
+
+SCHEDULERS = {**BUILTIN, **WRAPPERS}
+
+
+def describe(guard: Guard, *, strict: bool = True) -> dict[str, Any]:
+    """Return the configuration of ``guard``; what it lacks of an argument's default is left out.
+
+    Args:
+        guard: the guard.
+        strict: raise for what cannot be written; else list it under ``"incomplete"``.
+
+    Raises:
+        ConfigurationError: if ``strict`` and a function, a scheduler or a metric cannot be written as data.
+    """
+    problems: list[str] = []
+    constraints = [part for part in guard.parts if isinstance(part, Constraint)]
+    dials = [part for part in guard.parts if isinstance(part, Dial)]
+    moving = [part.limit for part in constraints] + [part.value for part in dials]
+    gates = {value.gate.name: value.gate for value in moving if isinstance(value, Between)}
+    data = {
+        "schema": SCHEMA,
+        "constraints": {part.name: _constraint(part, problems) for part in constraints},
+        "dials": {part.name: _between(part.value) for part in dials},
+        "gates": {name: _gate(gate, problems) for name, gate in gates.items()},
+    }
+    if problems and strict:
+        raise ConfigurationError(f"This guard cannot be written as a file: {'; '.join(problems)}.")
+    data = {name: value for name, value in data.items() if value != {}}
+    return data | ({"incomplete": problems} if problems else {})
+
+
+def _constraint(part: Constraint, problems: list[str]) -> dict[str, Any]:
+    owner = f"constraint '{part.name}'"
+    data: dict[str, Any] = {"limit": _between(part.limit) if isinstance(part.limit, Between) else part.limit}
+    if part.sense != "<=":
+        data["sense"] = part.sense
+    if part.scale is not None:
+        data["scale"] = part.scale
+    if part.cost is not None:
+        data["cost"] = _value(owner, part.cost, problems)
+    return data | {"scheduler": _scheduler(owner, part.controller, problems)}
+
+
+def _between(value: Between) -> dict[str, Any]:
+    data: dict[str, Any] = {"gate": value.gate.name, "tight": value.tight, "loose": value.loose}
+    return data | ({"scale": value.scale} if value.scale != "linear" else {})
+
+
+def _gate(gate: Gate, problems: list[str]) -> dict[str, Any]:
+    data: dict[str, Any] = {
+        "confidence": gate.confidence,
+        "rungs": gate.rungs,
+        "dwell": gate.dwell,
+        "interval": gate.interval,
+        "fall": gate.fall,
+        "run_length": gate.breaks.run_length,
+        "window": gate.breaks.window,
+    }
+    if gate.budget_seconds is not None:
+        data["budget_seconds"] = gate.budget_seconds
+    requires = []
+    for each in gate.requires:
+        owner = f"metric '{each.name}'"
+        named = _registered(type(each.measured), plugins.metric, METRICS)
+        entry: dict[str, Any] = {"metric": named, "at_least": each.at_least}
+        if each.audit:
+            entry["audit"] = True
+        if named != each.name:
+            entry["name"] = each.name
+        parameters = _arguments(owner, each.measured, problems)
+        requires.append(entry | ({"parameters": parameters} if parameters else {}))
+    return data | {"requires": requires}
+
+
+def _scheduler(owner: str, scheduler: ConstraintScheduler[Any], problems: list[str]) -> dict[str, Any]:
+    kind = type(scheduler)
+    arguments = _arguments(f"{owner}: {kind.__name__}", scheduler, problems)
+    if "name" in arguments:
+        problems.append(f"{owner}: {kind.__name__} has an argument called 'name', which here is the scheduler's own")
+    return arguments | {"name": _registered(kind, plugins.scheduler, SCHEDULERS)}
+
+
+def _registered(kind: type, find: Callable[[str], Any], builtin: Any) -> str:
+    """Return the name under which ``kind`` is looked up, or ``module:class`` where it has none."""
+    for name, own in builtin.items():
+        if own is kind:
+            return str(name)
+    name = getattr(kind, "name", None)
+    if isinstance(name, str):
+        try:
+            found = find(name)
+            if found is kind or type(found) is kind:
+                return name
+        except PluginError:
+            pass  # it is used without being listed by a plug-in
+    return address(kind)
+
+
+def address(thing: Any) -> str:
+    """Return ``module:name`` of a class or function."""
+    return f"{getattr(thing, '__module__', '?')}:{getattr(thing, '__qualname__', type(thing).__qualname__)}"
+
+
+def _arguments(owner: str, thing: Any, problems: list[str]) -> dict[str, Any]:
+    """Return the constructor's arguments of ``thing``, read off its attributes of the same names."""
+    arguments: dict[str, Any] = {}
+    for name, parameter in inspect.signature(type(thing)).parameters.items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or not hasattr(thing, name):
+            problems.append(f"{owner} keeps no attribute '{name}', so its argument of that name is unknown")
+            continue
+        value = getattr(thing, name)
+        if value is None and parameter.default is None:
+            continue
+        arguments[name] = _value(f"{owner}.{name}", value, problems)
+    return arguments
+
+
+def _value(owner: str, value: Any, problems: list[str]) -> Any:
+    """Return ``value`` as data; a function is a table with its address, a scheduler one with its name."""
+    if isinstance(value, (str, bool)):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return float(value)
+    if isinstance(value, ConstraintScheduler):
+        return _scheduler(owner, value, problems)
+    if isinstance(value, (list, tuple)):
+        return [_value(owner, item, problems) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(_value(owner, item, problems) for item in value)
+    if not callable(value):
+        problems.append(f"{owner} is {value!r}, which is neither a number, a text nor a function")
+        return repr(value)
+    named = address(value)
+    if "<" in named or not hasattr(value, "__qualname__"):
+        problems.append(f"{owner} is the function {named}, which cannot be imported; define it at the top of a module")
+    return {"function": named}
+
+
+def foreign_parts(guard: Guard) -> list[dict[str, str]]:
+    """Return the schedulers and metrics of ``guard`` that others wrote, with the distribution that brought each."""
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for kind, thing, name in _things(guard):
+        module = type(thing).__module__
+        if module.split(".")[0] != "guardrails":
+            distribution, version = _origin(module, name)
+            found[kind, name] = {"kind": kind, "name": name, "distribution": distribution, "version": version}
+    return list(found.values())
+
+
+def _things(guard: Guard) -> list[tuple[str, Any, str]]:
+    things: list[tuple[str, Any, str]] = []
+    gates: dict[str, Gate] = {}
+    for part in guard.parts:
+        value = part.limit if isinstance(part, Constraint) else part.value
+        if isinstance(value, Between):
+            gates[value.gate.name] = value.gate
+        scheduler = part.controller if isinstance(part, Constraint) else None
+        while scheduler is not None:
+            things.append(("scheduler", scheduler, _registered(type(scheduler), plugins.scheduler, SCHEDULERS)))
+            scheduler = getattr(scheduler, "scheduler", None)
+    metrics = [each.measured for gate in gates.values() for each in gate.requires]
+    return things + [("metric", metric, metric.name) for metric in metrics]
+
+
+def _origin(module: str, name: str) -> tuple[str, str]:
+    for record in plugins.found():
+        if name in record.names and record.distribution:
+            return record.distribution, record.version
+    for distribution in metadata.packages_distributions().get(module.split(".")[0], []):
+        return distribution, metadata.version(distribution)
+    return "", ""
