@@ -1,4 +1,4 @@
-"""GRPO on sums, with a reward that also pays for filler words and a limit on them: at most 0.5 per answer.
+"""GRPO on sums, with a reward that also pays for filler words and a limit on them: 0.5 per answer on average.
 
     python examples/trl_grpo.py --steps 150
 
@@ -38,7 +38,8 @@ def main():
         model, args, ds = tiny_task(folder, options)
 
         trainer = GRPOTrainer(model, reward_funcs=[helpful], args=args, train_dataset=ds)
-        guard = Guard(Constraint("fillers", limit=0.5, cost=filler_words, scheduler=PID(smoothing_p=0.0, kd=1.0)))
+        # A controller keeps the mean at its limit, now a little above, now below: aim at 0.45 to stay under 0.5.
+        guard = Guard(Constraint("fillers", limit=0.45, cost=filler_words, scheduler=PID(smoothing_p=0.0, kd=1.0)))
         trainer.add_callback(GuardrailsCallback(trainer, guard))
         trainer.train(resume_from_checkpoint=options.resume)
 

@@ -97,7 +97,7 @@ class GuardrailsCallback(TrainerCallback):
             return
         host.unwrap()
         host.forget(PREFIX)
-        if host.has_callback(self):
+        while host.has_callback(self):
             host.trainer.remove_callback(self)
         self._host = None
         self._guard.detach()
