@@ -5,7 +5,7 @@ from typing import Any
 
 from guardrails.schedulers.anneal import Anneal, Fixed
 from guardrails.schedulers.augmented import AugmentedLagrangian, augmented_penalty, effective_multiplier
-from guardrails.schedulers.base import ConstraintScheduler
+from guardrails.schedulers.base import ConstraintScheduler, stack, unstack
 from guardrails.schedulers.dual import AdamAscent, DualAscent, LogDual
 from guardrails.schedulers.elementwise import ElementwiseScheduler, Ops
 from guardrails.schedulers.kl import AdaptiveKL
@@ -58,4 +58,6 @@ __all__ = [
     "Warmup",
     "augmented_penalty",
     "effective_multiplier",
+    "stack",
+    "unstack",
 ]

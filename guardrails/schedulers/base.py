@@ -102,7 +102,8 @@ class ConstraintScheduler(ABC, Generic[S]):
     def init_many(self, n: int) -> S:
         """Return the states of ``n`` constraints as one state whose floats are ``(n,)`` float64 arrays.
 
-        All rows are updated together from then on, with `update_many`.
+        All rows are updated together from then on, with `update_many`. To save them, `dump` each row
+        of `unstack`; `stack` the rows that `load` returns.
 
         Raises:
             ConfigurationError: if ``n`` is not a positive whole number.
