@@ -67,6 +67,34 @@ class Guard:
         self._ledger: Ledger | None = None
         self._host: str | None = None
 
+    @classmethod
+    def from_toml(cls, path: str | Path, *, allow_imports: bool = False) -> Guard:
+        """Return the guard that a policy file describes; ``docs/policy.md`` shows one.
+
+        Args:
+            path: a TOML file. Metrics and schedulers stand in it by the names they are registered under.
+            allow_imports: import functions and classes that the file names as ``module:name``; that runs the
+                code of those modules.
+
+        Raises:
+            ConfigurationError: if it cannot be read or something in it cannot be used: an unknown key, a wrong
+                type, an unknown plug-in, a value out of range. The message names file, line and key.
+        """
+        from guardrails.policy import toml  # above this module; loaded only where a guard is a file
+
+        return toml.load(path, allow_imports=allow_imports)
+
+    def to_toml(self) -> str:
+        """Return a policy file of this guard: `from_toml` makes the same guard of it, without the state.
+
+        Raises:
+            ConfigurationError: if a part is a function that cannot be imported, such as a lambda, or a
+                scheduler or metric that does not keep its arguments as attributes of the same names.
+        """
+        from guardrails.policy import toml
+
+        return toml.dump(self)
+
     @property
     def parts(self) -> tuple[Constraint | Dial, ...]:
         """The constraints and dials as they were given, with limits that move as `Between`."""

@@ -43,7 +43,7 @@ class FailureAvoidance(CompetenceMetric):
     ) -> None:
         if cost is not None and failed is not None:
             raise ConfigurationError("FailureAvoidance: give either failed or cost, not both.")
-        self.failed: str | Callable[[Mapping[str, Any]], bool] = "failure" if failed is None else failed
+        self.failed = "failure" if failed is None and cost is None else failed
         self.cost = cost
         self.level = check_number("FailureAvoidance", "level", level)
         self.requires = frozenset({"infos" if cost is None else cost})
@@ -54,7 +54,7 @@ class FailureAvoidance(CompetenceMetric):
             return (rollout.cost(self.cost) <= self.level).astype(np.float64)
         failed = self.failed
         infos = column(rollout, "infos")
-        return np.array([not (info[failed] if isinstance(failed, str) else failed(info)) for info in infos], np.float64)
+        return np.array([not (failed(info) if callable(failed) else info[failed]) for info in infos], np.float64)
 
 
 class ActionVariance(CompetenceMetric):

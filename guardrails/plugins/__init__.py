@@ -30,6 +30,7 @@ __all__ = [
     "found",
     "hookimpl",
     "metric",
+    "metric_type",
     "refiner",
     "refresh",
     "register",
@@ -50,13 +51,22 @@ def _shared() -> Registry:
     return _registry
 
 
+def metric_type(name: str) -> Callable[..., CompetenceMetric]:
+    """Return the metric class of this name: a built-in such as ``failure_avoidance``, or a plug-in's.
+
+    Raises:
+        PluginError: if the name is unknown or refused.
+    """
+    return cast("Callable[..., CompetenceMetric]", _shared().find("metric", name))
+
+
 def metric(name: str) -> CompetenceMetric:
     """Return a new metric of this name: a built-in such as ``failure_avoidance``, or a plug-in's.
 
     Raises:
         PluginError: if the name is unknown or refused, or the metric cannot be built without arguments.
     """
-    factory = cast("Callable[[], CompetenceMetric]", _shared().find("metric", name))
+    factory = metric_type(name)
     try:
         return factory()
     except Exception as error:

@@ -31,29 +31,31 @@ def describe(guard: Guard, *, strict: bool = True) -> dict[str, Any]:
 
     Args:
         guard: the guard.
-        strict: raise for what cannot be written; else list it under ``"incomplete"``.
+        strict: raise for what cannot be written; else write it in words, and list under ``"incomplete"`` what
+            is missing of the schedulers, which decide.
 
     Raises:
         ConfigurationError: if ``strict`` and a function, a scheduler or a metric cannot be written as data.
     """
     problems: list[str] = []
+    missing: list[str] = []
     constraints = [part for part in guard.parts if isinstance(part, Constraint)]
     dials = [part for part in guard.parts if isinstance(part, Dial)]
     moving = [part.limit for part in constraints] + [part.value for part in dials]
     gates = {value.gate.name: value.gate for value in moving if isinstance(value, Between)}
     data = {
         "schema": SCHEMA,
-        "constraints": {part.name: _constraint(part, problems) for part in constraints},
+        "constraints": {part.name: _constraint(part, problems, missing) for part in constraints},
         "dials": {part.name: _between(part.value) for part in dials},
         "gates": {name: _gate(gate, problems) for name, gate in gates.items()},
     }
-    if problems and strict:
-        raise ConfigurationError(f"This guard cannot be written as a file: {'; '.join(problems)}.")
+    if strict and (problems or missing):
+        raise ConfigurationError(f"This guard cannot be written as a file: {'; '.join(problems + missing)}.")
     data = {name: value for name, value in data.items() if value != {}}
-    return data | ({"incomplete": problems} if problems else {})
+    return data | ({"incomplete": missing} if missing else {})
 
 
-def _constraint(part: Constraint, problems: list[str]) -> dict[str, Any]:
+def _constraint(part: Constraint, problems: list[str], missing: list[str]) -> dict[str, Any]:
     owner = f"constraint '{part.name}'"
     data: dict[str, Any] = {"limit": _between(part.limit) if isinstance(part.limit, Between) else part.limit}
     if part.sense != "<=":
@@ -62,7 +64,7 @@ def _constraint(part: Constraint, problems: list[str]) -> dict[str, Any]:
         data["scale"] = part.scale
     if part.cost is not None:
         data["cost"] = _value(owner, part.cost, problems)
-    return data | {"scheduler": _scheduler(owner, part.controller, problems)}
+    return data | {"scheduler": _scheduler(owner, part.controller, missing)}
 
 
 def _between(value: Between) -> dict[str, Any]:
