@@ -38,8 +38,8 @@ def mean_of_last_half(algorithm, constraint, steps, **settings):
 @pytest.mark.parametrize(
     ("algorithm", "steps", "settings"),
     [
-        (PPO, 40_000, {"n_steps": 64, "batch_size": 256, "n_epochs": 5, "learning_rate": 2e-3}),
-        (A2C, 30_000, {"n_steps": 16}),
+        (PPO, 24_000, {"n_steps": 64, "batch_size": 256, "n_epochs": 5, "learning_rate": 2e-3}),
+        (A2C, 20_000, {"n_steps": 16}),
     ],
 )
 def test_unguarded_training_breaks_the_limit_and_guarded_training_holds_it(algorithm, steps, settings):
@@ -47,8 +47,8 @@ def test_unguarded_training_breaks_the_limit_and_guarded_training_holds_it(algor
         algorithm, Constraint("cost", limit=LIMIT, scheduler=Fixed(0.0)), steps, **settings
     )
     guarded, multiplier = mean_of_last_half(algorithm, Constraint("cost", limit=LIMIT), steps, **settings)
-    assert unguarded > 3 * LIMIT
-    assert guarded <= LIMIT * 1.1  # a mean over a controller that still swings about the limit
+    assert unguarded > 4 * LIMIT
+    assert guarded < LIMIT * 1.25  # so short a run still swings about the limit; measured 1.06 and 1.10
     assert guarded > LIMIT * 0.4  # the limit is used, the policy has not just been frozen
     assert 0.4 < multiplier < 1.2  # λ* = 0.7
 
@@ -57,9 +57,9 @@ def test_a_lower_limit_makes_the_policy_give_more():
     settings = {"n_steps": 64, "batch_size": 256, "n_epochs": 5, "learning_rate": 2e-3}
     caution = {"cost": lambda info: 1.0 - info["cost"], "sense": ">="}
     free, _ = mean_of_last_half(
-        PPO, Constraint("cost", limit=15.0, scheduler=Fixed(0.0), **caution), 30_000, **settings
+        PPO, Constraint("cost", limit=15.0, scheduler=Fixed(0.0), **caution), 16_000, **settings
     )
-    guarded, _ = mean_of_last_half(PPO, Constraint("cost", limit=15.0, **caution), 30_000, **settings)
+    guarded, _ = mean_of_last_half(PPO, Constraint("cost", limit=15.0, **caution), 16_000, **settings)
     assert free < 5.0
     assert guarded > 12.0
 
