@@ -5,12 +5,13 @@ from typing import Any
 
 from guardrails.schedulers.anneal import Anneal, Fixed
 from guardrails.schedulers.augmented import AugmentedLagrangian, augmented_penalty, effective_multiplier
-from guardrails.schedulers.base import ConstraintScheduler, stack, unstack
+from guardrails.schedulers.base import ConstraintScheduler
 from guardrails.schedulers.dual import AdamAscent, DualAscent, LogDual
 from guardrails.schedulers.elementwise import ElementwiseScheduler, Ops
 from guardrails.schedulers.kl import AdaptiveKL
 from guardrails.schedulers.nupi import NuPI
 from guardrails.schedulers.pid import PID
+from guardrails.schedulers.rows import stack, unstack
 from guardrails.schedulers.switching import CRPO
 from guardrails.schedulers.wrappers import Cap, RateLimit, Smooth, Warmup
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from guardrails.errors import ConfigurationError
-from guardrails.schedulers.base import LARGEST, check_gain, check_number
+from guardrails.schedulers.base import check_gain, check_number
 from guardrails.schedulers.elementwise import ElementwiseScheduler, Ops, held
+from guardrails.schedulers.rows import LARGEST
 
 
 def effective_multiplier(violation: Any, multiplier: float, penalty_coefficient: float) -> Any:

@@ -12,7 +12,8 @@ import numpy as np
 
 from guardrails.errors import RolloutError
 from guardrails.rollout import FloatArray
-from guardrails.schedulers.base import LARGEST, ConstraintScheduler, S, in_range
+from guardrails.schedulers.base import ConstraintScheduler, S
+from guardrails.schedulers.rows import LARGEST, in_range
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from guardrails.schedulers.base import LARGEST, check_gain, check_share
+from guardrails.schedulers.base import check_gain, check_share
 from guardrails.schedulers.elementwise import ElementwiseScheduler, Ops
+from guardrails.schedulers.rows import LARGEST
 
 
 class NuPIState(NamedTuple):

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from guardrails.errors import StateError
-from guardrails.schedulers.base import LARGEST, check_gain, check_share, whole_number
+from guardrails.schedulers.base import check_gain, check_share, whole_number
 from guardrails.schedulers.elementwise import ElementwiseScheduler, Ops, held
+from guardrails.schedulers.rows import LARGEST
 
 
 class PIDState(NamedTuple):

@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Any, ClassVar, NamedTuple
 
 from guardrails.errors import ConfigurationError
-from guardrails.schedulers.base import LARGEST, ConstraintScheduler, check_gain, check_share, whole_number
+from guardrails.schedulers.base import ConstraintScheduler, check_gain, check_share, whole_number
 from guardrails.schedulers.elementwise import ElementwiseScheduler, Ops
+from guardrails.schedulers.rows import LARGEST
 
 
 class Wrapper(ElementwiseScheduler[Any]):

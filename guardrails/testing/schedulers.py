@@ -13,8 +13,7 @@ from guardrails.constraint import Constraint
 from guardrails.errors import StateError
 from guardrails.guard import Guard
 from guardrails.rollout import FloatArray, Rollout
-from guardrails.schedulers import Cap, ConstraintScheduler
-from guardrails.schedulers.base import unstack
+from guardrails.schedulers import Cap, ConstraintScheduler, unstack
 
 _STEPS = 60
 

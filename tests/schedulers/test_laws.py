@@ -25,8 +25,8 @@ from guardrails.schedulers import (
     RateLimit,
     Smooth,
     Warmup,
+    unstack,
 )
-from guardrails.schedulers.base import unstack
 
 LAW = settings(max_examples=150, deadline=None, derandomize=True)
 
