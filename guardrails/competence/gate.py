@@ -10,14 +10,14 @@ from typing import Any, Literal
 
 import numpy as np
 
+from guardrails.competence import standing
 from guardrails.competence import state as states
 from guardrails.competence.between import Between, Scale
 from guardrails.competence.change import BoolArray, Break
-from guardrails.competence.confidence import bernstein_boundary, rows_until_certain, spending
 from guardrails.competence.metric import measure
 from guardrails.competence.require import Require
 from guardrails.competence.state import GateState
-from guardrails.decision import GateDecision, RequirementDecision, Verdict
+from guardrails.decision import GateDecision, Verdict
 from guardrails.errors import ConfigurationError, StateError
 from guardrails.evidence import GateEvidence
 from guardrails.rollout import FloatArray, Rollout
@@ -116,7 +116,7 @@ class Gate:
             self.budget_seconds = check_number(owner, "budget_seconds", budget_seconds, low=0.0, open_low=True)
         thresholds = [each.at_least for each in requires]
         self.breaks = Break(thresholds, run_length=run_length, window=window)
-        self._thresholds = np.array(thresholds)
+        self.thresholds = np.array(thresholds)
         self._audits = np.array([each.audit for each in requires])
 
     def __repr__(self) -> str:
@@ -163,7 +163,7 @@ class Gate:
         scores = np.ascontiguousarray(np.sort(scores, axis=1))
         recent_rows, recent = state.breaks.recent()
         known = np.where(np.isnan(recent), 0.0, recent) * recent_rows
-        centre = (known + _PRIOR_ROWS * self._thresholds) / (recent_rows + _PRIOR_ROWS)
+        centre = (known + _PRIOR_ROWS * self.thresholds) / (recent_rows + _PRIOR_ROWS)
         return GateEvidence(
             scores.shape[1],
             tuple(scores.sum(axis=1).tolist()),
@@ -176,21 +176,23 @@ class Gate:
         """Return the next state and what was decided; the same arguments give the same result, to the bit."""
         failures = evidence.failures
         if evidence.n_rows == 0:
-            return state, self._decision(state, state, "empty", f"{self._where(state)}: no rows in this step", failures)
+            text = f"{self._where(state)}: no rows in this step"
+            return state, standing.decision(self, state, state, "empty", text, failures, standing.bounds(self, state))
         gathered, broken = self._gather(state, evidence)
         if any(failures):
             # What a failed metric would have said is unknown: the row counts go on, the evidence does not.
             gathered = gathered._replace(rows=state.rows, totals=state.totals, variances=state.variances)
-        bounds = self._bounds(gathered)
+        bounds = standing.bounds(self, gathered)
         if any(failures) or broken.any():
             following, verdict, text = self._fall(gathered, broken, failures)
         else:
             following, verdict, text = self._advance(gathered, *bounds)
-        return following, self._decision(following, gathered, verdict, text, failures, bounds)
+        return following, standing.decision(self, following, gathered, verdict, text, failures, bounds)
 
     def report(self, state: GateState) -> GateDecision:
         """Return where the gate stands in ``state``, and what it waits for."""
-        return self._decision(state, state, "held", "", [""] * len(self.requires))
+        bounds = standing.bounds(self, state)
+        return standing.decision(self, state, state, "held", "", [""] * len(self.requires), bounds)
 
     def _gather(self, state: GateState, evidence: GateEvidence) -> tuple[GateState, BoolArray]:
         n_rows = evidence.n_rows
@@ -206,18 +208,6 @@ class Gate:
         )
         return state, broken
 
-    def _log_inverse_error(self, state: GateState) -> FloatArray:
-        share = (1.0 - self.confidence) / len(self.requires)
-        log_inverse_error: FloatArray = -np.log(spending(share, state.attempts))
-        return log_inverse_error
-
-    def _bounds(self, state: GateState) -> tuple[FloatArray, FloatArray]:
-        rows = np.maximum(state.rows, 1.0)
-        means = state.totals / rows
-        width = bernstein_boundary(state.variances, self._log_inverse_error(state)) / rows
-        none = state.rows == 0.0
-        return np.where(none, 0.0, np.maximum(means - width, 0.0)), np.where(none, 1.0, np.minimum(means + width, 1.0))
-
     def _fall(self, state: GateState, broken: BoolArray, failures: Sequence[str]) -> tuple[GateState, Verdict, str]:
         causes = []
         rows, recent = state.breaks.recent()
@@ -229,7 +219,7 @@ class Gate:
         fresh = state._replace(breaks=self.breaks.init())
         if state.rung == 0:
             # On the floor a long bad time must not use up attempts: only evidence that spoke otherwise is void.
-            void = (broken & (state.means() >= self._thresholds)) | np.full(len(self.requires), any(failures))
+            void = (broken & (state.means() >= self.thresholds)) | np.full(len(self.requires), any(failures))
             text = f"{self._where(state)}, the floor: {'; '.join(causes)}" if void.any() else ""
             return fresh.restart(void), "held", text
         rung = {"one": state.rung - 1, "half": state.rung // 2, "floor": 0}[self.fall]
@@ -238,9 +228,9 @@ class Gate:
         return fresh, "tightened", f"rung {state.rung} → {rung} of {self.rungs}: {'; '.join(causes)}"
 
     def _advance(self, state: GateState, lower: FloatArray, upper: FloatArray) -> tuple[GateState, Verdict, str]:
-        shown = lower >= self._thresholds
+        shown = lower >= self.thresholds
         recent = state.breaks.recent()[1]
-        diverged = shown[~self._audits].all() and (upper < self._thresholds)[self._audits].any()
+        diverged = shown[~self._audits].all() and (upper < self.thresholds)[self._audits].any()
         if diverged and not state.frozen and not self._audits.all():
             audits = ", ".join(
                 each.name for each, u in zip(self.requires, upper, strict=True) if each.audit and u < each.at_least
@@ -250,59 +240,17 @@ class Gate:
         if state.frozen and shown[self._audits].all():
             text = f"{self._where(state)}, thawed: every audit is met with confidence; the rest begins anew"
             return state.restart(~self._audits)._replace(frozen=False), "held", text
-        if shown.all() and state.rung < self.rungs and not state.frozen and not self._waits(state):
+        if shown.all() and state.rung < self.rungs and not state.frozen and not standing.waits(self, state):
             climbed = state.restart(np.ones(len(self.requires), dtype=bool))
             climbed = climbed._replace(rung=state.rung + 1, rung_rows=0, rung_updates=0)
             text = f"rung {state.rung} → {climbed.rung} of {self.rungs}: every requirement is met with confidence"
             return climbed, "relaxed", text
-        hopeful = (state.means() < self._thresholds) & (recent >= self._thresholds)
+        hopeful = (state.means() < self.thresholds) & (recent >= self.thresholds)
         ripe = state.rows * _PATIENCE >= max(state.total_rows, _PATIENCE * self.breaks.window)
         return state.restart(hopeful & ripe), "held", ""
 
-    def _waits(self, state: GateState) -> str:
-        """Return what keeps the gate from climbing once every requirement is met, or an empty string."""
-        if state.rung_rows < self.dwell:
-            return f"dwelling for {self.dwell - state.rung_rows} more rows"
-        if state.rung_updates < self.interval:
-            return f"dwelling for {self.interval - state.rung_updates} more updates"
-        rows, recent = state.breaks.recent()
-        low = [each.name for each, mean in zip(self.requires, recent, strict=True) if mean < each.at_least]
-        return f"waiting for the last {rows} rows of {low[0]} to meet it too" if low else ""
-
     def _where(self, state: GateState) -> str:
         return f"rung {state.rung} of {self.rungs}"
-
-    def _decision(
-        self,
-        state: GateState,
-        shown: GateState,
-        verdict: Verdict,
-        text: str,
-        failures: Sequence[str],
-        bounds: tuple[FloatArray, FloatArray] | None = None,
-    ) -> GateDecision:
-        """Return the facts: the rung of ``state``, the evidence of ``shown``, on which it was decided."""
-        lower, upper = bounds or self._bounds(shown)
-        rows = np.maximum(shown.rows, 1.0)
-        means = shown.totals / rows
-        certain = rows_until_certain(means - self._thresholds, shown.variances / rows, self._log_inverse_error(shown))
-        to_go = np.where(lower >= self._thresholds, 0.0, np.maximum(np.ceil(certain) - shown.rows, 1.0))
-        seen = np.where(shown.rows > 0, means, np.nan)
-        columns = np.array([seen, lower, upper, shown.rows, to_go]).T.tolist()
-        facts = tuple(
-            RequirementDecision(each.name, each.at_least, mean, low, high, n, wait, each.audit, failure)
-            for each, failure, (mean, low, high, n, wait) in zip(self.requires, failures, columns, strict=True)
-        )
-        decision = GateDecision(
-            self.name, self.level(state), state.rung, self.rungs, facts, state.frozen, verdict, text
-        )
-        if text:
-            return decision
-        if state.rung == self.rungs:
-            return decision.worded("open")
-        if state.frozen:
-            return decision.worded("frozen until every audit is met with confidence")
-        return decision.worded(self._waits(state) if decision.binding is None else "")
 
     def dump(self, state: GateState) -> dict[str, Any]:
         """Return ``state`` as JSON data, with the requirements it belongs to."""
