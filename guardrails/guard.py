@@ -251,6 +251,9 @@ class Guard:
         """
         evidence = self.reduce(rollout)
         decision = self.decide(evidence)
+        for reason in decision.reasons:
+            if reason.verdict in ("failed", "frozen"):
+                logger.warning("%s", reason)
         self._costs = {name: rollout.cost(name) for name in self._declared}
         if self._ledger is not None:
             self._ledger.step(evidence, decision)
@@ -272,9 +275,6 @@ class Guard:
         """Update gates and schedulers on ``evidence``; from the same state it gives the same decision, to the bit."""
         before = self.multipliers
         self._gate_states, gates, reasons = gating.judge(self._gates, self._gate_states, evidence.gates)
-        for reason in reasons:
-            if reason.verdict in ("failed", "frozen"):
-                logger.warning("%s", reason)
         if gates:
             self._constraints = self._in_force()
         facts = {
@@ -319,7 +319,6 @@ class Guard:
             self._states[part.name] = state
             return float(after), ""
         text = f"{type(part.controller).__name__} {problem}; λ held or raised by the violation instead"
-        logger.warning("Constraint '%s': %s", part.name, text)
         return before + max(0.0, violation), text
 
     def state_dict(self) -> dict[str, Any]:

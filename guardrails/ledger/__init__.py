@@ -4,7 +4,8 @@
 """
 
 from guardrails.ledger.lines import SCHEMA
-from guardrails.ledger.reader import Line, Reader, files, find, read
+from guardrails.ledger.reader import AlteredError, Line, Reader, files, find, read
+from guardrails.ledger.verification import Verification, verify
 from guardrails.ledger.writer import Ledger
 
-__all__ = ["SCHEMA", "Ledger", "Line", "Reader", "files", "find", "read"]
+__all__ = ["SCHEMA", "AlteredError", "Ledger", "Line", "Reader", "Verification", "files", "find", "read", "verify"]

@@ -36,6 +36,9 @@ from guardrails.evidence import CostEvidence, Evidence, GateEvidence
 SCHEMA = 1
 """Version of the lines this package writes, and the newest it reads."""
 
+LONGEST = 1 << 24
+"""Bytes a line may have; a file without newlines is refused before it fills the memory."""
+
 START = "0" * 64
 """``prev`` of the first line."""
 
@@ -81,6 +84,11 @@ def may_become_first(torn: bytes) -> bool:
     """Return whether ``torn`` is what a first line leaves when its writing is cut short."""
     whole = _PREV + START.encode() + b'","kind":"header"'
     return torn[: len(whole)] == whole[: len(torn)]
+
+
+def ends_with(raw: bytes, field: str) -> bool:
+    """Return whether ``field`` is, to the byte, the last of a line before its hash."""
+    return raw.endswith(field.encode(), 0, len(raw) - _TAIL)
 
 
 def kind_of(raw: bytes) -> bytes:

@@ -81,7 +81,7 @@ def open_end(path: Path) -> tuple[int, int, str]:
 def _check_beginning(path: Path) -> None:
     """Raise unless ``path`` is empty, or begins with a header or a torn piece of one: other files are left alone."""
     with path.open("rb") as file:
-        first = file.readline(1 << 24)
+        first = file.readline(lines.LONGEST)
     if first.endswith(b"\n"):
         lines.unseal(first[:-1])
         check_schema(path.name, json.loads(first))

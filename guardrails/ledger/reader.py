@@ -17,8 +17,9 @@ T = TypeVar("T")
 NAME = "ledger.jsonl"
 """Name of a ledger in a run's folder."""
 
-_LONGEST = 1 << 24
-"""Bytes a line may have; a file without newlines is refused before it fills the memory."""
+
+class AlteredError(LedgerError):
+    """A line is damaged, was altered, or is not in its place."""
 
 
 class Line(NamedTuple):
@@ -48,7 +49,7 @@ class Line(NamedTuple):
         """The evidence of a ``step``.
 
         Raises:
-            LedgerError: if it is malformed.
+            AlteredError: if it is malformed.
         """
         return self._decoded(lines.evidence_from, "evidence")
 
@@ -57,7 +58,7 @@ class Line(NamedTuple):
         """The decision of a ``step``.
 
         Raises:
-            LedgerError: if it is malformed.
+            AlteredError: if it is malformed.
         """
         return self._decoded(lines.decision_from, "decision")
 
@@ -65,7 +66,7 @@ class Line(NamedTuple):
         try:
             return decode(self.data[field])
         except (AttributeError, LookupError, TypeError, ValueError) as error:
-            raise LedgerError(f"{self.place}: its {field} is malformed ({type(error).__name__}: {error}).") from error
+            raise AlteredError(f"{self.place}: its {field} is malformed ({type(error).__name__}: {error}).") from error
 
 
 def find(run: str | Path) -> Path:
@@ -126,7 +127,8 @@ class Reader:
         """Yield each complete line after the last one read.
 
         Raises:
-            LedgerError: at the first line that is damaged, not in its place in the chain, or of a newer schema.
+            AlteredError: at the first line that is damaged or not in its place in the chain.
+            LedgerError: at a line of a newer schema.
         """
         while True:
             path = part(self._first, self._index)
@@ -137,14 +139,14 @@ class Reader:
                     return
                 yield from self._rest(path, file)  # what was written before the next file was begun
             if self.torn:
-                raise LedgerError(f"{path.name}: it ends within line {self._number + 1}, but another file follows.")
+                raise AlteredError(f"{path.name}: it ends within line {self._number + 1}, but another file follows.")
             self._index, self._offset, self._number = self._index + 1, 0, 0
 
     def _rest(self, path: Path, file: BinaryIO) -> Iterator[Line]:
-        while raw := file.readline(_LONGEST):
+        while raw := file.readline(lines.LONGEST):
             if not raw.endswith(b"\n"):
-                if len(raw) == _LONGEST:
-                    raise LedgerError(f"{path.name}, line {self._number + 1} is too long: this is no ledger.")
+                if len(raw) == lines.LONGEST:
+                    raise AlteredError(f"{path.name}, line {self._number + 1} is too long: this is no ledger.")
                 self.torn = len(raw)
                 file.seek(self._offset)
                 return
@@ -158,9 +160,9 @@ class Reader:
         try:
             prev, digest = lines.unseal(raw)
         except ValueError as error:
-            raise LedgerError(f"{place} is damaged or was altered: {error}.") from None
+            raise AlteredError(f"{place} is damaged or was altered: {error}.") from None
         if prev != self.head:
-            raise LedgerError(
+            raise AlteredError(
                 f"{place} does not follow the line before it: lines were removed, inserted or reordered here. "
                 f"It follows {prev[:16]}…, the line before it is {self.head[:16]}…."
             )
@@ -168,9 +170,9 @@ class Reader:
             data = json.loads(raw)
             kind = data["kind"]
         except (ValueError, RecursionError, LookupError, TypeError) as error:
-            raise LedgerError(f"{place} is no JSON object with a kind ({type(error).__name__}).") from None
+            raise AlteredError(f"{place} is no JSON object with a kind ({type(error).__name__}).") from None
         if self.head == lines.START and kind != "header":
-            raise LedgerError(f"{place}: a ledger begins with a header, not with kind {kind!r}.")
+            raise AlteredError(f"{place}: a ledger begins with a header, not with kind {kind!r}.")
         if kind in ("header", "seam"):
             check_schema(place, data)
         self.head, self.raw = digest, raw
