@@ -1,0 +1,41 @@
+"""The command line's frame: the program, its version, and how errors end it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from guardrails import __version__
+from guardrails.errors import GuardrailsError
+
+app = typer.Typer(
+    help="Adaptive constraints for existing trainers.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"training-guardrails {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Adaptive constraints for existing trainers."""
+
+
+def main() -> None:
+    """Run the command line; an error of this package prints its message, not a traceback."""
+    try:
+        app(prog_name="guardrails")
+    except GuardrailsError as error:
+        typer.echo(f"guardrails: {error}", err=True)
+        sys.exit(2)
