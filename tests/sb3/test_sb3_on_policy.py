@@ -160,6 +160,27 @@ def test_images_pass_through_a_features_extractor_of_their_own():
     np.testing.assert_allclose(seen["trained_on"], expected, rtol=1e-3, atol=1e-3)  # float32 convolutions
 
 
+def test_the_cost_value_function_is_trained_on_cost_returns():
+    model = PPO("MlpPolicy", vec(2), gamma=0.9, gae_lambda=1.0, **SMALL)
+    witness, targets = Witness(), []
+    wrap(model, Guard(fixed(2.0)))
+    critic = callback_of(model)._critic
+    fit = critic.fit
+    critic.fit = lambda observations, wanted, step: targets.append(wanted) or fit(observations, wanted, step)
+    model.learn(96, callback=witness)
+    seen, compared = witness.rollouts[0], 0
+    for env in range(2):
+        following = None  # unknown until an episode ends: the rest bootstraps from the network
+        for t in reversed(range(48)):
+            if seen["dones"][t][env]:
+                following = 0.0
+            if following is not None:
+                following = seen["infos"][t][env]["cost"] + 0.9 * following
+                assert targets[0].reshape(48, 2)[t, env] == pytest.approx(following, rel=1e-9)  # sums in another order
+                compared += 1
+    assert compared > 60
+
+
 def test_without_the_cost_critic_the_cost_to_go_within_the_rollout_is_used():
     model = PPO("MlpPolicy", vec(2), gamma=0.9, **SMALL)
     witness = Witness()

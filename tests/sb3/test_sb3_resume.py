@@ -16,7 +16,7 @@ from stable_baselines3.common.save_util import load_from_zip_file
 
 from guardrails import Constraint, Guard, StateError
 from guardrails.schedulers import PID, DualAscent
-from guardrails_sb3 import unwrap, wrap
+from guardrails_sb3 import checkpoint, unwrap, wrap
 
 SETTINGS = {"n_steps": 40, "batch_size": 40, "n_epochs": 3, "seed": 0, "device": "cpu"}
 
@@ -83,6 +83,19 @@ def test_sums_of_unfinished_episodes_go_on_where_the_environments_do(tmp_path):
     own.step = lambda rollout: lengths.extend(rollout.lengths) or step(rollout)
     loaded.learn(80, reset_num_timesteps=False)
     assert lengths[0] == 23.0
+
+
+def test_a_save_in_the_middle_of_a_rollout_holds_the_sums_up_to_that_step(tmp_path):
+    def save(locals_, globals_):
+        if model.num_timesteps == 2 * 27:
+            model.save(tmp_path / "run.zip")
+        return True
+
+    model = wrapped()
+    model.learn(80, callback=save)
+    lengths = checkpoint.read(tmp_path / "run.zip")[1]["episodes.lengths"]
+    assert lengths.tolist() == [27 - 20, 27 - 23]
+    assert callback_of(model).guard.decision.n_rows == 3
 
 
 def test_saving_leaves_the_wrap_in_place_and_keeps_it_out_of_the_hosts_data(tmp_path):
