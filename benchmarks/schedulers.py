@@ -18,6 +18,7 @@ import matplotlib as mpl
 import numpy as np
 from cmdp import LIMIT, Learner, optimum
 from PIL import Image
+from plant import DISTURBANCES, plant
 
 from guardrails.schedulers import (
     BUILTIN,
@@ -56,55 +57,21 @@ SCHEDULERS: dict[str, ConstraintScheduler] = {
     "Fixed(2.0)": Fixed(2.0),
 }
 
-# --- the plant: one number, J, which the reward pushes up and the multiplier down ---
-
-DISTURBANCES = {
-    "step": "pull doubles at 80",
-    "drift": "pull grows from 1 to 5",
-    "noise": "J measured ± 50%",
-    "delay": "λ acts 4 updates late",
-}
-
-
-def plant(scheduler: ConstraintScheduler, disturbance: str, updates: int = 160) -> tuple[np.ndarray, np.ndarray]:
-    """Return J / limit and λ over the updates: ln J moves by 0.15 (w - λ) / (1 + λ), with the pull w = 2 J^-1/2.
-
-    J starts at 5 limits and cannot exceed them; at the limit the pull is balanced by λ = 2.
-    """
-    rng = np.random.default_rng(0)
-    log_cost, state = np.log(5.0), scheduler.init()
-    in_force = [scheduler.strength(state)] * 4
-    costs, multipliers = [], []
-    for t in range(updates):
-        cost = float(np.exp(log_cost))
-        measured = cost * rng.gamma(4.0) / 4.0 if disturbance == "noise" else cost
-        state, lam = scheduler.update(state, measured - 1.0)
-        in_force.append(lam)
-        acting = in_force[-4] if disturbance == "delay" else lam
-        pull = 2.0
-        if disturbance == "step" and t >= 80:
-            pull = 4.0
-        if disturbance == "drift":
-            pull = 1.0 + 4.0 * t / updates
-        log_cost = min(log_cost + 0.15 * (pull * cost**-0.5 - acting) / (1.0 + acting), np.log(5.0))
-        costs.append(cost)
-        multipliers.append(lam)
-    return np.array(costs), np.array(multipliers)
-
 
 def draw_plant(path: Path) -> None:
     figure, axes = plt.subplots(len(SCHEDULERS), 4, figsize=(11, 1.35 * len(SCHEDULERS)), sharex=True, sharey=True)
     for row, (name, scheduler) in zip(axes, SCHEDULERS.items(), strict=True):
-        for axis, (disturbance, words) in zip(row, DISTURBANCES.items(), strict=True):
+        for axis, disturbance in zip(row, DISTURBANCES, strict=True):
             costs, multipliers = plant(scheduler, disturbance)
             axis.axhline(1.0, color="0.6", linewidth=0.8)
             axis.plot(costs, color="C3", linewidth=1.4, label="J / limit")
             axis.plot(np.minimum(multipliers, 10.0), color="C0", linewidth=1.0, label="λ")
             axis.set_ylim(0.0, 6.2)
             axis.tick_params(labelsize=7)
-            if row is axes[0]:
-                axis.set_title(f"{disturbance}: {words}", fontsize=9)
-        row[0].text(0.1, 0.92, name, fontsize=8, va="top", transform=row[0].transAxes)
+        label = name if len(name) < 17 else name.replace("(", "\n(", 1).replace(", ", ",\n")
+        row[0].annotate(label, (-0.16, 0.5), xycoords="axes fraction", ha="right", va="center", fontsize=7.5)
+    for axis, (disturbance, words) in zip(axes[0], DISTURBANCES.items(), strict=True):
+        axis.set_title(f"{disturbance}: {words}", fontsize=9)
     axes[0][3].legend(fontsize=7, loc="upper right", frameon=False)
     for axis in axes[-1]:
         axis.set_xlabel("update", fontsize=8)
