@@ -1,6 +1,6 @@
 """What a line of a ledger is, to the byte: its schema, its chain, and the coding of evidence and decisions.
 
-A ledger is JSON lines in ASCII, one object per line, written without spaces and ended by a newline::
+A ledger is JSON lines in UTF-8, one object per line, written without spaces and ended by a newline::
 
     {"prev":"<64 hex>","kind":"...", ... ,"hash":"<64 hex>"}
 
@@ -18,17 +18,19 @@ A ledger is JSON lines in ASCII, one object per line, written without spaces and
 - ``note``: ``subject`` and ``data``, what an adapter adds for the reader; nothing is decided on it.
 - ``end``: the run was closed; ``step`` and ``lost``, steps that are not recorded in all.
 
-**Numbers.** Python's shortest decimal form, which a float64 survives bit for bit. NaN and the
-infinities, which JSON lacks, are the strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``.
+**Numbers.** The shortest decimal form, which a float64 survives bit for bit. NaN and the infinities,
+which JSON lacks, are the strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``; whole numbers beyond 64
+bits are strings of digits.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
+
+import orjson
 
 from guardrails.decision import ConstraintDecision, Decision, GateDecision, Reason, RequirementDecision
 from guardrails.evidence import CostEvidence, Evidence, GateEvidence
@@ -45,20 +47,33 @@ START = "0" * 64
 _PREV, _HASH, _CLOSE = b'{"prev":"', b',"hash":"', b'"}'
 _TAIL = len(_HASH) + 64 + len(_CLOSE)
 _HEAD = len(_PREV) + 64
-_exact = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
-def encode(data: Any) -> str:
-    """Return ``data`` as JSON in ASCII, non-finite floats spelled as strings."""
+def encode(data: Any) -> bytes:
+    """Return ``data`` as JSON; what JSON or UTF-8 lack is spelled as a string."""
+    return orjson.dumps(_plain(data))
+
+
+def encode_step(fields: dict[str, Any]) -> bytes:
+    """Return the fields of a step as `encode` does, sooner: their floats are spelled already."""
     try:
-        return _exact(data)
-    except ValueError:
-        return _exact(_spelled(data))
+        return orjson.dumps(fields)
+    except TypeError:  # a text of a plug-in that is no UTF-8
+        return encode(fields)
 
 
-def seal(body: str, prev: str) -> tuple[bytes, str]:
+def decode(raw: bytes) -> Any:
+    """Return what a line says.
+
+    Raises:
+        ValueError: if it is no JSON.
+    """
+    return orjson.loads(raw)
+
+
+def seal(body: bytes, prev: str) -> tuple[bytes, str]:
     """Return the line of a ``body``, a JSON object, with its newline, and its hash."""
-    chained = b'%s%s",%s' % (_PREV, prev.encode(), body[1:-1].encode())
+    chained = b'%s%s",%s' % (_PREV, prev.encode(), body[1:-1])
     digest = hashlib.sha256(chained).hexdigest()
     return b"%s%s%s%s\n" % (chained, _HASH, digest.encode(), _CLOSE), digest
 
@@ -86,9 +101,9 @@ def may_become_first(torn: bytes) -> bool:
     return torn[: len(whole)] == whole[: len(torn)]
 
 
-def ends_with(raw: bytes, field: str) -> bool:
+def ends_with(raw: bytes, field: bytes) -> bool:
     """Return whether ``field`` is, to the byte, the last of a line before its hash."""
-    return raw.endswith(field.encode(), 0, len(raw) - _TAIL)
+    return raw.endswith(field, 0, len(raw) - _TAIL)
 
 
 def kind_of(raw: bytes) -> bytes:
@@ -103,9 +118,9 @@ def evidence_data(evidence: Evidence) -> dict[str, Any]:
         "n_rows": evidence.n_rows,
         "costs": {
             name: {
-                "mean": cost.mean,
-                "spread": cost.spread,
-                **({"invalid_rows": cost.invalid_rows, "worst": cost.worst} if cost.invalid_rows else {}),
+                "mean": _number(cost.mean),
+                "spread": _number(cost.spread),
+                **({"invalid_rows": cost.invalid_rows, "worst": _number(cost.worst)} if cost.invalid_rows else {}),
             }
             for name, cost in evidence.costs.items()
         },
@@ -129,10 +144,10 @@ def decision_data(decision: Decision) -> dict[str, Any]:
         "n_rows": decision.n_rows,
         "constraints": {
             name: {
-                "cost": facts.cost,
-                "limit": facts.limit,
-                "violation": facts.violation,
-                "multiplier": facts.multiplier,
+                "cost": _number(facts.cost),
+                "limit": _number(facts.limit),
+                "violation": _number(facts.violation),
+                "multiplier": _number(facts.multiplier),
                 "invalid_rows": facts.invalid_rows,
             }
             for name, facts in decision.constraints.items()
@@ -152,11 +167,11 @@ def _gate_data(gate: GateDecision) -> dict[str, Any]:
             {
                 "name": each.name,
                 "at_least": each.at_least,
-                "mean": each.mean,
+                "mean": _number(each.mean),
                 "lower": each.lower,
                 "upper": each.upper,
                 "rows": each.rows,
-                "rows_to_go": each.rows_to_go,
+                "rows_to_go": _number(each.rows_to_go),
                 "audit": each.audit,
                 "failure": each.failure,
             }
@@ -246,11 +261,27 @@ def _gate_from(name: str, data: Mapping[str, Any]) -> GateDecision:
     )
 
 
-def _spelled(data: Any) -> Any:
-    if isinstance(data, float) and not math.isfinite(data):
-        return "NaN" if math.isnan(data) else "Infinity" if data > 0 else "-Infinity"
+def _number(value: float) -> float | str:
+    """Return ``value``, spelled if it is not finite."""
+    return value if -math.inf < value < math.inf else _spelled(value)
+
+
+def _spelled(value: float) -> str:
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _plain(data: Any) -> Any:
+    """Return ``data`` of built-in types, all of which JSON and UTF-8 can hold."""
+    if isinstance(data, str):
+        return data.encode("utf-8", "backslashreplace").decode()
+    if data is None or isinstance(data, bool):
+        return data
+    if isinstance(data, int):
+        return int(data) if -(1 << 63) <= data < 1 << 63 else str(data)
+    if isinstance(data, float):
+        return _number(float(data))
     if isinstance(data, Mapping):
-        return {name: _spelled(value) for name, value in data.items()}
+        return {_plain(str(name)): _plain(value) for name, value in data.items()}
     if isinstance(data, (list, tuple)):
-        return [_spelled(value) for value in data]
-    return data
+        return [_plain(value) for value in data]
+    raise TypeError(f"a ledger holds numbers, texts, lists and mappings, not {data!r}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -84,7 +83,7 @@ def _check_beginning(path: Path) -> None:
         first = file.readline(lines.LONGEST)
     if first.endswith(b"\n"):
         lines.unseal(first[:-1])
-        check_schema(path.name, json.loads(first))
+        check_schema(path.name, lines.decode(first[:-1]))
     elif not lines.may_become_first(first):
         raise ValueError("it does not begin as a ledger does")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
@@ -167,9 +166,9 @@ class Reader:
                 f"It follows {prev[:16]}…, the line before it is {self.head[:16]}…."
             )
         try:
-            data = json.loads(raw)
+            data = lines.decode(raw)
             kind = data["kind"]
-        except (ValueError, RecursionError, LookupError, TypeError) as error:
+        except (ValueError, LookupError, TypeError) as error:
             raise AlteredError(f"{place} is no JSON object with a kind ({type(error).__name__}).") from None
         if self.head == lines.START and kind != "header":
             raise AlteredError(f"{place}: a ledger begins with a header, not with kind {kind!r}.")

@@ -168,9 +168,10 @@ class _Replay:
             raise AlteredError(f"{line.place}: nothing can be decided on its evidence ({text}).") from error
         self._step = decision.step
         self._result.steps += 1
-        replayed = lines.encode(lines.decision_data(decision))
-        if not lines.ends_with(raw, f'"decision":{replayed}'):
-            raise AlteredError(f"{line.place}, step {decision.step}: {self._difference(line, json.loads(replayed))}")
+        replayed = lines.encode_step(lines.decision_data(decision))
+        if not lines.ends_with(raw, b'"decision":' + replayed):
+            text = self._difference(line, lines.decode(replayed))
+            raise AlteredError(f"{line.place}, step {decision.step}: {text}")
         if decision.step in self._seam_steps:
             self._states.add((decision.step, _digest(self._guard.state_dict())))
 
@@ -207,7 +208,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _digest(state: Any) -> str:
-    return hashlib.sha256(lines.encode(state).encode()).hexdigest()
+    return hashlib.sha256(lines.encode(state)).hexdigest()
 
 
 def _seam_steps(found: list[Path]) -> frozenset[int]:
@@ -218,7 +219,7 @@ def _seam_steps(found: list[Path]) -> frozenset[int]:
             while raw := file.readline(lines.LONGEST):
                 if lines.kind_of(raw) == b"seam":
                     try:
-                        steps.add(int(json.loads(raw)["state"]["step"]))
-                    except (ValueError, RecursionError, LookupError, TypeError):
+                        steps.add(int(lines.decode(raw)["state"]["step"]))
+                    except (ValueError, LookupError, TypeError):
                         continue  # the line is reported when its turn comes
     return frozenset(steps)

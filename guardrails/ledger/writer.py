@@ -72,7 +72,7 @@ class Ledger:
             os.close(self._lock)
             raise
         self._torn = self._warned = False
-        self._waiting: list[tuple[str, str]] = []
+        self._waiting: list[tuple[str, bytes]] = []
         self._written = time.monotonic()
         self._step = begin["state"]["step"]
         self._closed = False
@@ -96,7 +96,7 @@ class Ledger:
             "evidence": lines.evidence_data(evidence),
             "decision": lines.decision_data(decision),
         }
-        self._append("step", fields)
+        self._append("step", fields, lines.encode_step)
         if len(self._waiting) >= FLUSH_LINES or time.monotonic() - self._written >= FLUSH_SECONDS:
             self.flush()
 
@@ -169,13 +169,15 @@ class Ledger:
         if not getattr(self, "_closed", True):
             self.close()
 
-    def _append(self, kind: str, fields: dict[str, Any]) -> None:
+    def _append(
+        self, kind: str, fields: dict[str, Any], encode: Callable[[dict[str, Any]], bytes] = lines.encode
+    ) -> None:
         if self._closed:
             if not self._warned:
                 logger.warning("The ledger %s was closed; what is decided from now on is not recorded.", self.path)
             self._warned = True
             return
-        body = lines.encode({"kind": kind, "time": round(time.time(), 3), **fields})
+        body = encode({"kind": kind, "time": round(time.time(), 3), **fields})
         self._waiting.append((kind, body))
 
     def _write(self, data: bytes) -> None:
