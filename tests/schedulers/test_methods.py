@@ -140,12 +140,12 @@ def test_augmented_penalty_of_a_float_equals_that_of_a_tensor():
 
 
 def test_loss_term_of_a_scheduler_follows_its_state():
-    augmented = AugmentedLagrangian(2.0, initial=0.5)
+    augmented = AugmentedLagrangian(2.0, learning_rate=0.25, initial=0.5)
     state, strength = augmented.update(augmented.init(), 1.0)
     cost = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
     augmented.penalty(state, cost).backward()
     assert strength == 2.5
-    assert cost.grad.item() == pytest.approx(2.5 + 2.0 * 1.5)
+    assert cost.grad.item() == 0.75 + 2.0 * 1.5  # λ + ρ v with the new λ = 0.5 + 0.25
     dual = DualAscent(0.5)
     state, strength = dual.update(dual.init(), 4.0)
     assert dual.penalty(state, 1.5) == strength * 1.5
