@@ -58,6 +58,12 @@ def test_capped_scheduler_leaves_the_cap_as_soon_as_the_limit_is_kept(inner):
     assert after[-1] < 0.5
 
 
+def test_capped_penalty_coefficient_does_not_grow_unseen():
+    """v = 1 gives λ = 1 with ρ = 1, then 3 with ρ = 2; from then on the cap bites and both rest."""
+    state = last(Cap(AugmentedLagrangian(1.0, growth_factor=2.0), 3.0), [1.0] * 50)
+    assert (state.inner.dual, state.inner.penalty_coefficient) == (3.0, 4.0)
+
+
 def test_cap_holds_for_the_initial_strength_too():
     assert Cap(Fixed(5.0), 2.0).init().multiplier == 2.0
     assert path(Cap(Fixed(5.0), 2.0), [0.0]) == [2.0]
