@@ -126,6 +126,8 @@ class Ledger:
         if self._closed or os.getpid() != self._pid:  # a forked child writes nothing of its parent's
             return
         self._written = time.monotonic()
+        if self._waiting and self._size >= self._max_bytes:
+            self._rotate()
         sealed, head = [], self._head
         for _, body in self._waiting:
             line, head = lines.seal(body, head)
@@ -140,8 +142,6 @@ class Ledger:
         self._head = head
         self._waiting.clear()
         self._warned = False
-        if self._size >= self._max_bytes:
-            self._rotate()
 
     def close(self) -> None:
         """Write what waits and the closing line. Does nothing when already closed."""

@@ -1,0 +1,159 @@
+import json
+import math
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from random_guards import guards, rollout
+
+from guardrails import Constraint, Decision, Guard, Rollout
+from guardrails.ledger import lines, read, verify
+from guardrails.ledger.lines import decision_data, decision_from, encode, encode_step, evidence_data, evidence_from, seal
+from guardrails.schedulers import DualAscent
+
+numbers = st.floats() | st.sampled_from([math.nan, math.inf, -math.inf, -0.0, 5e-324, 1.7976931348623157e308])
+
+
+@given(guards(), st.lists(st.integers(0, 10_000), min_size=1, max_size=25))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_every_decision_of_a_random_guard_follows_again_from_its_line_to_the_bit(tmp_path_factory, guard, seeds):
+    folder = tmp_path_factory.mktemp("run")
+    with guard.record(folder / "ledger.jsonl"):
+        decisions = [guard.step(rollout(seed)) for seed in seeds]
+    result = verify(folder)
+    assert result.ok, result
+    assert result.steps == len(seeds)
+    recorded = [line.decision for line in read(folder) if line.kind == "step"]
+    assert list(map(same_bits, recorded)) == list(map(same_bits, decisions))
+
+
+def same_bits(decision):
+    return repr(decision)  # tells -0.0 from 0.0, and nan equals nan
+
+
+@given(guards(), st.lists(st.integers(0, 10_000), min_size=2, max_size=12), st.data())
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_step_is_reduce_then_decide_and_reduce_changes_nothing(guard, seeds, data):
+    for seed in seeds:
+        before = guard.state_dict()
+        evidence = guard.reduce(rollout(seed))
+        assert guard.state_dict() == before
+        again = Guard(*guard.parts)
+        again.load_state_dict(before)
+        assert same_bits(again.step(rollout(seed))) == same_bits(guard.decide(evidence))
+        assert json.dumps(again.state_dict()) == json.dumps(guard.state_dict())
+
+
+@given(numbers)
+@settings(max_examples=500)
+def test_numbers_come_back_to_the_bit(value):
+    coded = lines.decode(encode({"x": value}))["x"]
+    assert repr(float(coded)) == repr(value)
+
+
+@given(guards(), st.integers(0, 10_000))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_evidence_and_decisions_come_back_from_their_lines(guard, seed):
+    evidence = guard.reduce(rollout(seed))
+    decision = guard.decide(evidence)
+    assert repr(evidence_from(lines.decode(encode_step(evidence_data(evidence))))) == repr(evidence)
+    assert repr(decision_from(lines.decode(encode_step(decision_data(decision))))) == repr(decision)
+    assert isinstance(decision, Decision)
+
+
+def test_a_text_that_is_no_utf8_and_a_number_beyond_64_bits_are_spelled():
+    assert lines.decode(encode_step({"x": "\udcff"})) == {"x": "\\udcff"}
+    assert lines.decode(encode({"seed": 1 << 80, "x": [(math.nan, True, None)]})) == {
+        "seed": str(1 << 80),
+        "x": [["NaN", True, None]],
+    }
+
+
+def record(folder, *costs):
+    guard = Guard(Constraint("c", limit=1.0, scheduler=DualAscent(0.5)))
+    with guard.record(folder / "ledger.jsonl", seed=7):
+        for cost in costs:
+            guard.step(Rollout(costs={"c": [cost, cost]}))
+    return folder / "ledger.jsonl"
+
+
+def rechained(path, change):
+    """Apply ``change`` to each line's data and write a ledger whose chain is right again."""
+    head, out = lines.START, []
+    for line in list(read(path)):
+        data = change(line.kind, dict(line.data))
+        body = encode({name: value for name, value in data.items() if name not in ("prev", "hash")})
+        raw, head = seal(body, head)
+        out.append(raw)
+    path.write_bytes(b"".join(out))
+
+
+def test_a_changed_multiplier_in_a_rewritten_chain_is_shown_with_both_values(tmp_path):
+    path = record(tmp_path, 2.0, 3.0, 0.5)
+
+    def change(kind, data):
+        if data.get("step") == 2 and kind == "step":
+            data["decision"]["constraints"]["c"]["multiplier"] = 0.25
+        return data
+
+    rechained(path, change)
+    result = verify(tmp_path)
+    assert result.problem == (
+        "ledger.jsonl, line 3, step 2: decision.constraints.c.multiplier was recorded as 0.25, but follows from the "
+        "evidence as 1.5."
+    )
+    assert result.lines == 3
+    assert not result.ok
+
+
+LEAVES = [
+    ("evidence", "n_rows"),
+    ("evidence", "costs", "c", "mean"),
+    ("decision", "step"),
+    ("decision", "n_rows"),
+    ("decision", "constraints", "c", "cost"),
+    ("decision", "constraints", "c", "limit"),
+    ("decision", "constraints", "c", "violation"),
+    ("decision", "constraints", "c", "multiplier"),
+    ("decision", "constraints", "c", "invalid_rows"),
+]
+
+
+@pytest.mark.parametrize("leaf", LEAVES, ids=".".join)
+def test_any_value_that_decides_or_was_decided_is_missed_when_changed_even_in_a_right_chain(tmp_path, leaf):
+    path = record(tmp_path, 2.0, 3.0, 0.5)
+
+    def change(kind, data):
+        if kind == "step" and data["step"] == 2:
+            *way, last = leaf
+            at = data
+            for name in way:
+                at = at[name]
+            at[last] += 1
+        return data
+
+    rechained(path, lambda kind, data: data)
+    assert verify(tmp_path).ok, "a rewritten but unchanged ledger is sound, or this test shows nothing"
+    rechained(path, change)
+    assert "step 2" in verify(tmp_path).problem
+
+
+def test_a_step_taken_out_of_a_rewritten_chain_is_found(tmp_path):
+    path = record(tmp_path, 2.0, 3.0, 0.5)
+    kept = [line for line in list(read(path)) if line.data.get("step") != 2]
+    head, out = lines.START, []
+    for line in kept:
+        raw, head = seal(encode({k: v for k, v in line.data.items() if k not in ("prev", "hash")}), head)
+        out.append(raw)
+    path.write_bytes(b"".join(out))
+    assert "decision.step was recorded as 3, but follows from the evidence as 2" in verify(tmp_path).problem
+
+
+@pytest.mark.parametrize(
+    "evidence",
+    [None, {}, {"n_rows": 2, "costs": {}, "gates": {}}, {"n_rows": "x", "costs": {"c": {"mean": "a"}}, "gates": {}}, 3],
+)
+def test_evidence_that_is_none_is_a_finding_not_a_crash(tmp_path, evidence):
+    path = record(tmp_path, 2.0)
+    rechained(path, lambda kind, data: data | ({"evidence": evidence} if kind == "step" else {}))
+    assert verify(tmp_path).problem
