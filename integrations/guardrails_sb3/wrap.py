@@ -118,8 +118,6 @@ def _check(model: Any, guard: Any) -> OnPolicyAlgorithm:
     )
     if model.env is None:
         raise AttachError(f"This {name} has no environment to learn in. Give load(path, env=env) or call set_env(env).")
-    if guard.host is not None:
-        raise AttachError(f"This Guard is already attached to {guard.host}. Unwrap that model, or build a new Guard.")
     seams.check(model)
     return model
 
