@@ -32,7 +32,7 @@ class Job:
     @property
     def title(self) -> str:
         """What the progress bar and the table call it."""
-        host = {"language": "GRPO language model", "control": "PPO HalfCheetah"}[self.task]
+        host = {"language": "GRPO language model", "control": "PPO Hopper"}[self.task]
         return f"{host}, {'guarded' if self.guarded else 'unguarded'}"
 
 
