@@ -76,8 +76,12 @@ class Clock(TrainerCallback):
         return durations
 
 
-def _length(completions, **kwargs):
-    return [float(len(text)) for text in completions]
+def _talk(completions, **kwargs):
+    return [float(text.count("so")) for text in completions]
+
+
+def _length(completion_ids, **kwargs):
+    return [float(len(ids)) for ids in completion_ids]
 
 
 def _trainer(model: str, folder: str, *, guarded: bool) -> tuple[GRPOTrainer, Clock]:
@@ -101,7 +105,7 @@ def _trainer(model: str, folder: str, *, guarded: bool) -> tuple[GRPOTrainer, Cl
     trainer.add_callback(clock)
     if guarded:
         guard = Guard(
-            Constraint("fillers", limit=0.5, cost=toy.fillers, scheduler=Fixed(0.5)),
+            Constraint("talk", limit=0.5, cost=_talk, scheduler=Fixed(0.5)),
             Constraint("length", limit=10.0, cost=_length, scheduler=Fixed(0.5)),
         )
         trainer.add_callback(GuardrailsCallback(trainer, guard))

@@ -5,7 +5,7 @@ components are standardised first and scalarised second (Constrained GRPO, arXiv
 the reward instead would rescale every term by the spread of the sum, and λ would lose its meaning.
 
 The operations follow TRL's one by one, in its order and precision, so that a cost is treated exactly as it
-would be if it were the only reward.
+would be if it were the only reward. TRL's skip NaN, which costs never are here: a guard has replaced them.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def grpo(values: Tensor, num_generations: int, *, scale_rewards: str, aggregatio
     """
     grouped = values.view(-1, num_generations)
     if aggregation == "normalize_then_sum":
-        within = (grouped - grouped.nanmean(dim=1, keepdim=True)) / (_std(grouped, dim=1) + _EPS)
+        within = (grouped - grouped.mean(dim=1, keepdim=True)) / (_std(grouped, dim=1) + _EPS)
         within = within.view(-1)
-        return (within - within.nanmean()) / (_std(within).squeeze() + _EPS)
-    advantages = values - grouped.nanmean(dim=1).repeat_interleave(num_generations)
+        return (within - within.mean()) / (_std(within).squeeze() + _EPS)
+    advantages = values - grouped.mean(dim=1).repeat_interleave(num_generations)
     if scale_rewards == "none":
         return advantages
     if scale_rewards == "batch":
@@ -61,10 +61,10 @@ def rloo(values: Tensor, num_generations: int, *, normalize: bool) -> Tensor:
         tensor([-2.,  2.])
     """
     grouped = values.view(-1, num_generations)
-    others = (grouped.nansum(dim=1, keepdim=True) - grouped) / (num_generations - 1)
+    others = (grouped.sum(dim=1, keepdim=True) - grouped) / (num_generations - 1)
     advantages = values - others.view(-1)
     if normalize:
-        advantages = (advantages - advantages.nanmean()) / (_std(advantages).squeeze() + _EPS)
+        advantages = (advantages - advantages.mean()) / (_std(advantages).squeeze() + _EPS)
     return advantages
 
 
@@ -87,7 +87,6 @@ def mix(reward_advantages: Tensor, penalties: Sequence[tuple[float, Tensor]]) ->
 
 def _std(values: Tensor, dim: int | None = None) -> Tensor:
     """Unbiased standard deviation with kept dimensions, in the operations of TRL's ``nanstd``."""
-    mean = torch.nanmean(values, dim=dim, keepdim=True)
-    variance = torch.nanmean((values - mean) ** 2, dim=dim, keepdim=True)
-    count = torch.tensor(values.numel() if dim is None else values.shape[dim], device=values.device)
+    count = values.numel() if dim is None else values.shape[dim]
+    variance = ((values - values.mean(dim=dim, keepdim=True)) ** 2).mean(dim=dim, keepdim=True)
     return torch.sqrt(variance * (count / (count - 1)))

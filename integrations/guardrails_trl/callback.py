@@ -152,8 +152,10 @@ class GuardrailsCallback(TrainerCallback):
             name: part.sum(dim=1)
             for name, part in zip(self._functions, torch.split(remaining, sizes, dim=1), strict=True)
         }
-        _warn_unscored(host, columns, n_rewards, prompts, completions)
-        self._scored = _Scored(host.total_rewards(rewards), costs, completion_ids_list, (prompts, completions))
+        total = host.total_rewards(rewards)
+        if total.isnan().any():
+            _warn_unscored(host, columns, n_rewards, prompts, completions)
+        self._scored = _Scored(total, costs, completion_ids_list, (prompts, completions))
         return rewards
 
     def _generate_and_score(self, original: Callable[..., Any], inputs: list[dict[str, Any]]) -> dict[str, Any]:

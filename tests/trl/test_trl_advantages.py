@@ -42,16 +42,23 @@ def advantages_in_loss(trainer):
 def score(trainer):
     """One generation batch, in training mode, without a step."""
     trainer.model.train()
-    return trainer._generate_and_score_completions([{"prompt": "1 + 2 ="}] * 8)["advantages"]
+    rows = [{"prompt": "1 + 2 ="}] * trainer.args.per_device_train_batch_size
+    return trainer._generate_and_score_completions(rows)["advantages"]
 
 
+@pytest.mark.parametrize("n_rows", [8, 148])
 @pytest.mark.parametrize(("kind", "settings"), ESTIMATORS, ids=str)
-def test_cost_advantages_are_bit_for_bit_those_of_the_host(random_model, tmp_path, kind, settings):
+def test_cost_advantages_are_bit_for_bit_those_of_the_host(random_model, tmp_path, kind, settings, n_rows):
     draw = torch.Generator().manual_seed(3)
-    values = torch.randn(8, generator=draw)
-    values[4:] = 0.25  # a group in which every cost is the same
+    values = 10 * torch.rand(n_rows, generator=draw)
+    values[4:8] = 0.25  # a group in which every cost is the same
     trainer = build_trainer(
-        random_model, tmp_path, kind=kind, rewards=lambda completions, **kwargs: values.tolist(), **settings
+        random_model,
+        tmp_path,
+        kind=kind,
+        rewards=lambda completions, **kwargs: values.tolist(),
+        per_device_train_batch_size=n_rows,
+        **settings,
     )
     assert torch.equal(Host(trainer).advantages(values), score(trainer))
 
