@@ -41,3 +41,9 @@ def test_states_of_arrays_are_left_as_they_were():
     scheduler.update_many(states, violations)
     assert repr(states) == before
     assert violations.tolist() == [3.0, -1.0]
+
+
+def test_a_negative_zero_comes_out_as_zero_in_both():
+    scheduler = DualAscent(initial=-0.0)
+    assert repr(scheduler.update(scheduler.init(), -0.0)[1]) == "0.0"
+    assert repr(scheduler.update_many(scheduler.init_many(1), np.array([-0.0]))[1].tolist()) == "[0.0]"

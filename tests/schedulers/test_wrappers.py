@@ -44,8 +44,16 @@ def test_warmup_asks_no_loss_before_it_ends():
 
 @pytest.mark.parametrize(
     "inner",
-    [DualAscent(0.5), AugmentedLagrangian(0.5), AugmentedLagrangian(1.0, learning_rate=0.5, growth_factor=1.5), PID()],
-    ids=lambda each: type(each).__name__,
+    [
+        DualAscent(0.5),
+        AugmentedLagrangian(0.5),
+        AugmentedLagrangian(1.0, learning_rate=0.5, growth_factor=1.5),
+        PID(),
+        Smooth(DualAscent(0.5), 0.0),
+        RateLimit(DualAscent(0.5), 2.0),
+        Warmup(DualAscent(0.5), updates=3),
+    ],
+    ids=repr,
 )
 def test_capped_scheduler_leaves_the_cap_as_soon_as_the_limit_is_kept(inner):
     """Without telling the scheduler inside, 1,000 violated updates would have to be undone first."""
