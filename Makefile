@@ -6,6 +6,9 @@ BIN    := $(VENV)/bin
 DEMO_ARGS ?=
 TEST_ARGS ?=
 
+# Two workers with one thread each: small networks are slower with more.
+test test-slow bench: export OMP_NUM_THREADS := 1
+
 .PHONY: demo test test-slow lint bench clean
 
 $(BIN)/python:
