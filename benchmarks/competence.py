@@ -1,6 +1,6 @@
 """Does the gate keep its promises: false climbs, samples to climb, delay and false alarms of falls, memory, speed.
 
-    OMP_NUM_THREADS=1 python benchmarks/competence.py run       # 20 minutes on one core; resumes
+    OMP_NUM_THREADS=1 python benchmarks/competence.py run       # about an hour on one core; resumes
     python benchmarks/competence.py report                      # benchmarks/results/competence.md and .png
 
 Every record carries its seed and is one line of benchmarks/results/competence.jsonl.
@@ -197,7 +197,8 @@ def false_table(by: dict) -> list[str]:
         "ever a climb came while a running average of the true conditional means, since that evidence began, was below "
         f"0.9. Promised for the gate: at most {1 - CONFIDENCE:.0%} of runs.",
         "",
-        "| scenario | rule | runs | false | share, 95 % interval | climbs per run | falls per run | first climb |",
+        "| scenario | rule | runs | false | share, 95 % interval | climbs per run | falls per run "
+        "| median rows to the first climb, in how many runs |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for policy in POLICIES:

@@ -52,8 +52,6 @@ class Between:
 
     def at(self, level: float) -> float:
         """Return the value at ``level`` in [0, 1]; exactly ``tight`` at 0 and ``loose`` at 1."""
-        if level <= 0.0:
-            return self.tight
         if level >= 1.0:
             return self.loose
         if self.scale == "linear":

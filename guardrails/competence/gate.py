@@ -240,7 +240,7 @@ class Gate:
         if state.frozen and shown[self._audits].all():
             text = f"{self._where(state)}, thawed: every audit is met with confidence; the rest begins anew"
             return state.restart(~self._audits)._replace(frozen=False), "held", text
-        if shown.all() and state.rung < self.rungs and not state.frozen and not standing.waits(self, state):
+        if shown.all() and state.rung < self.rungs and not standing.waits(self, state):
             climbed = state.restart(np.ones(len(self.requires), dtype=bool))
             climbed = climbed._replace(rung=state.rung + 1, rung_rows=0, rung_updates=0)
             text = f"rung {state.rung} → {climbed.rung} of {self.rungs}: every requirement is met with confidence"

@@ -328,10 +328,10 @@ def test_arguments_out_of_range_are_refused(make, why):
 
 def test_between_goes_exactly_from_tight_to_loose():
     gate = gate_of(0.9)
-    linear, geometric = gate.between(0.1, 0.3), gate.between(0.1, 0.001, scale="geometric")
-    assert [linear.at(0.0), linear.at(1.0)] == [0.1, 0.3]
+    linear, geometric = gate.between(0.7, 0.1), gate.between(0.1, 0.001, scale="geometric")
+    assert [linear.at(0.0), linear.at(1.0)] == [0.7, 0.1], "0.7 + 1.0 * (0.1 - 0.7) is not 0.1 in floats"
     assert [geometric.at(0.0), geometric.at(1.0)] == [0.1, 0.001]
-    assert linear.at(0.5) == pytest.approx(0.2)
+    assert linear.at(0.5) == pytest.approx(0.4)
     assert geometric.at(0.5) == pytest.approx(0.01)
 
 
