@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 from pathlib import Path
 
@@ -13,6 +15,8 @@ try:
     import fcntl
 except ImportError:  # Windows has no such locks; there two writers are the user's to avoid
     fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger(__name__)
 
 _BLOCK = 1 << 16
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -38,9 +42,17 @@ def lock(path: Path) -> int:
                 f"The ledger {path} is in use by another process. Give each run a path of its own; of the processes "
                 "of one run, only the first records."
             ) from None
-        except OSError:
-            pass  # some network file systems know no locks
+        except OSError:  # some network file systems know no locks
+            logger.debug("%s cannot be locked; that only one process writes it is not checked.", path)
     return held
+
+
+def unlock(held: int) -> None:
+    """Let other processes have the file again, also while a forked child still holds the descriptor."""
+    if fcntl is not None:
+        with contextlib.suppress(OSError):
+            fcntl.flock(held, fcntl.LOCK_UN)
+    os.close(held)
 
 
 def create(path: Path) -> int:

@@ -38,7 +38,7 @@ class Ledger:
     all of the last second before a step. `flush(sync=True)` also survives a power cut.
 
     **Nothing stops the training.** While the disk refuses a write (full, gone), lines wait and are tried
-    again; beyond 2048 they are given up: a warning says so once, `lost` counts the steps, and so does
+    again every second; beyond 2048 they are given up: a warning says so once, `lost` counts the steps, and so does
     the seam that carries the chain on.
 
     **One writer.** On several processes only the first records. A second process that opens the same
@@ -69,9 +69,9 @@ class Ledger:
             self._index, self._file, self._head = mending.open_end(self.path)
             self._size = os.fstat(self._file).st_size
         except BaseException:
-            os.close(self._lock)
+            mending.unlock(self._lock)
             raise
-        self._torn = self._warned = False
+        self._torn = self._refusing = self._warned = False
         self._waiting: list[tuple[str, bytes]] = []
         self._written = time.monotonic()
         self._step = begin["state"]["step"]
@@ -97,7 +97,8 @@ class Ledger:
             "decision": lines.decision_data(decision),
         }
         self._append("step", fields, lines.encode_step)
-        if len(self._waiting) >= FLUSH_LINES or time.monotonic() - self._written >= FLUSH_SECONDS:
+        most = _MOST_WAITING if self._refusing else FLUSH_LINES
+        if len(self._waiting) >= most or time.monotonic() - self._written >= FLUSH_SECONDS:
             self.flush()
 
     def note(self, subject: str, data: Any) -> None:
@@ -125,8 +126,10 @@ class Ledger:
         """
         if self._closed or os.getpid() != self._pid:  # a forked child writes nothing of its parent's
             return
+        if not (self._waiting or sync):
+            return
         self._written = time.monotonic()
-        if self._waiting and self._size >= self._max_bytes:
+        if self._size >= self._max_bytes:
             self._rotate()
         sealed, head = [], self._head
         for _, body in self._waiting:
@@ -134,14 +137,13 @@ class Ledger:
             sealed.append(line)
         try:
             self._write(b"".join(sealed))
+            self._head = head
+            self._waiting.clear()
+            self._refusing = False
             if sync:
                 os.fsync(self._file)
         except OSError as error:
             self._refused(error)
-            return
-        self._head = head
-        self._waiting.clear()
-        self._warned = False
 
     def close(self) -> None:
         """Write what waits and the closing line. Does nothing when already closed."""
@@ -157,7 +159,7 @@ class Ledger:
         if _open.get(self.path) is self:
             del _open[self.path]
         os.close(self._file)
-        os.close(self._lock)
+        mending.unlock(self._lock)
 
     def __enter__(self) -> Ledger:
         return self
@@ -172,6 +174,8 @@ class Ledger:
     def _append(
         self, kind: str, fields: dict[str, Any], encode: Callable[[dict[str, Any]], bytes] = lines.encode
     ) -> None:
+        if os.getpid() != self._pid:
+            return
         if self._closed:
             if not self._warned:
                 logger.warning("The ledger %s was closed; what is decided from now on is not recorded.", self.path)
@@ -193,9 +197,10 @@ class Ledger:
         self._size += len(data)
 
     def _refused(self, error: OSError) -> None:
+        self._refusing = True
         if not self._warned:
             logger.warning(
-                "The ledger %s cannot be written: %s. Training goes on; up to %d steps wait to be written.",
+                "The ledger %s cannot be written: %s. Training goes on; up to %d lines wait to be written.",
                 self.path, error.strerror or error, _MOST_WAITING,
             )  # fmt: skip
             self._warned = True

@@ -4,7 +4,14 @@ import numpy as np
 from hypothesis import strategies as st
 
 from guardrails import Constraint, Dial, Gate, Guard, Require, Rollout
-from guardrails.competence import ActionVariance, ConstraintSatisfaction, Drift, FailureAvoidance, RewardLevel, Stability
+from guardrails.competence import (
+    ActionVariance,
+    ConstraintSatisfaction,
+    Drift,
+    FailureAvoidance,
+    RewardLevel,
+    Stability,
+)
 from guardrails.schedulers import (
     CRPO,
     PID,
@@ -90,7 +97,9 @@ def guards(draw, names=("a", "b", "läuft nicht")):
     for name in names[: draw(st.integers(1, len(names)))]:
         limit = draw(st.floats(0.1, 10.0))
         if draw(st.booleans()):
-            limit = draw(st.sampled_from(pool)).between(limit, 2.0 * limit, scale=draw(st.sampled_from(["linear", "geometric"])))
+            limit = draw(st.sampled_from(pool)).between(
+                limit, 2.0 * limit, scale=draw(st.sampled_from(["linear", "geometric"]))
+            )
         sense = "<=" if not isinstance(limit, float) else draw(st.sampled_from(["<=", ">="]))
         scale = draw(st.none() | gains)
         cost = draw(st.none() | st.sampled_from(["key", "a:b", 'qu"ote\n']))

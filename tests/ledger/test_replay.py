@@ -8,7 +8,15 @@ from random_guards import guards, rollout
 
 from guardrails import Constraint, Decision, Guard, Rollout
 from guardrails.ledger import lines, read, verify
-from guardrails.ledger.lines import decision_data, decision_from, encode, encode_step, evidence_data, evidence_from, seal
+from guardrails.ledger.lines import (
+    decision_data,
+    decision_from,
+    encode,
+    encode_step,
+    evidence_data,
+    evidence_from,
+    seal,
+)
 from guardrails.schedulers import DualAscent
 
 numbers = st.floats() | st.sampled_from([math.nan, math.inf, -math.inf, -0.0, 5e-324, 1.7976931348623157e308])
