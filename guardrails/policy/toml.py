@@ -61,8 +61,9 @@ def line_of(text: str, place: Place) -> int:
         else:
             keys = [(number + below, (*table, *path)) for below, path in _keys(statement)]
         for at, key in keys:
-            if len(key) > best and place[: len(key)] == key:
-                best, line = len(key), at
+            shared = min(len(key), len(place))
+            if shared > best and key[:shared] == place[:shared]:
+                best, line = shared, at
     return line
 
 

@@ -1,0 +1,312 @@
+import inspect
+import math
+import os.path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from random_guards import guards, rollout
+
+from guardrails import ConfigurationError, Constraint, Dial, Gate, Guard, Require, Rollout, plugins
+from guardrails.competence import BUILTIN as METRICS
+from guardrails.competence import FailureAvoidance, FromFunction, SubgoalAdherence
+from guardrails.policy import describe
+from guardrails.schedulers import BUILTIN, PID, WRAPPERS, Cap, DualAscent
+
+POLICY = """\
+# What this run may do.
+schema = 1
+
+[constraints.toxicity]
+limit = { gate = "trust", tight = 0.05, loose = 0.2 }
+
+[constraints.toxicity.scheduler]
+name = "cap"
+maximum = 3.0
+
+[constraints.toxicity.scheduler.scheduler]
+name = "pid"
+kp = 1.0
+
+[constraints."longest answer"]
+limit = 200
+cost = { function = "os.path:getsize" }
+scheduler = "nupi"
+
+[dials.penalty]
+gate = "trust"
+tight = 1.0
+loose = 0.5
+
+[gates.trust]
+rungs = 4
+requires = [
+    { metric = "reward_level", at_least = 0.9 },
+
+    # measured, never trained on
+    { metric = "drift", at_least = 0.5, audit = true, parameters = { limit = 2.0 } },
+]
+"""
+
+
+def load(tmp_path, text, **options):
+    path = tmp_path / "policy.toml"
+    path.write_text(text, encoding="utf-8")
+    return Guard.from_toml(path, **options)
+
+
+def test_a_policy_file_is_a_guard(tmp_path):
+    guard = load(tmp_path, POLICY, allow_imports=True)
+    toxicity, longest, dial = guard.parts
+    assert (toxicity.name, longest.name, dial.name) == ("toxicity", "longest answer", "penalty")
+    assert (toxicity.limit.tight, toxicity.limit.loose) == (0.05, 0.2)
+    assert repr(toxicity.scheduler) == repr(Cap(PID(kp=1.0), 3.0))
+    assert longest.cost is os.path.getsize
+    assert longest.limit == 200.0
+    assert type(longest.scheduler).__name__ == "NuPI"
+    gate = toxicity.limit.gate
+    assert dial.value.gate is gate
+    assert (gate.rungs, [each.audit for each in gate.requires]) == (4, [False, True])
+    assert gate.requires[1].measured.limit == 2.0
+
+
+@given(guards())
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_any_guard_comes_back_from_its_file_as_it_was(tmp_path_factory, guard):
+    text = guard.to_toml()
+    again = load(tmp_path_factory.mktemp("policy"), text)
+    assert describe(again) == describe(guard)
+    assert again.to_toml() == text
+    for seed in range(4):
+        assert repr(again.step(rollout(seed))) == repr(guard.step(rollout(seed)))
+
+
+@pytest.mark.parametrize("name", sorted({**BUILTIN, **WRAPPERS}))
+def test_every_built_in_scheduler_keeps_each_of_its_arguments(tmp_path, name):
+    kind = {**BUILTIN, **WRAPPERS}[name]
+    arguments = {}
+    for parameter in inspect.signature(kind).parameters.values():
+        default = parameter.default
+        if parameter.name == "scheduler":
+            arguments["scheduler"] = DualAscent(0.3)
+        elif default is None or default is parameter.empty:
+            arguments[parameter.name] = 3
+        elif isinstance(default, (int, float)):
+            arguments[parameter.name] = default + 1 if isinstance(default, int) else default * 0.5 or 0.125
+    arguments |= {"clip": 0.1} if name == "adaptive_kl" else {}
+    arguments |= {"growth_factor": 1.5} if name == "augmented_lagrangian" else {}
+    scheduler = kind(**arguments)
+    guard = Guard(Constraint("c", limit=1.0, scheduler=scheduler))
+    again = load(tmp_path, guard.to_toml()).parts[0].controller
+    assert type(again) is kind
+    for argument, value in arguments.items():
+        if argument != "scheduler":
+            assert getattr(again, argument) == value, argument
+    assert repr(again) == repr(scheduler)
+
+
+@pytest.mark.parametrize("name", sorted(METRICS))
+def test_every_built_in_metric_comes_back(tmp_path, name):
+    guard = Guard(Constraint("c", limit=Gate(Require(METRICS[name](), at_least=0.5)).between(1.0, 2.0)))
+    again = load(tmp_path, guard.to_toml()).parts[0].limit.gate.requires[0].measured
+    assert vars(again) == vars(METRICS[name]())
+
+
+def is_long(text):
+    return len(text) > 3
+
+
+def test_functions_are_written_as_addresses_and_imported_only_when_asked(tmp_path):
+    gate = Gate(
+        Require(FailureAvoidance(is_long), at_least=0.5),
+        Require(SubgoalAdherence([is_long, math.isnan]), at_least=0.5),
+        Require(FromFunction(is_long, "completions", name="long"), at_least=0.5),
+    )
+    guard = Guard(Constraint("c", limit=gate.between(1.0, 2.0), cost=[is_long, os.path.getsize]))
+    text = guard.to_toml()
+    assert f'function = "{__name__}:is_long"' in text
+    with pytest.raises(ConfigurationError, match=r"line \d+: .*failed.function: .*allow_imports=True"):
+        load(tmp_path, text)
+    again = load(tmp_path, text, allow_imports=True)
+    assert again.parts[0].cost == (is_long, os.path.getsize)
+    failure, subgoals, long = [each.measured for each in again.parts[0].limit.gate.requires]
+    assert failure.failed is is_long
+    assert subgoals.goals == (is_long, math.isnan)
+    assert (long.name, long.function, long.columns) == ("long", is_long, ("completions",))
+
+
+def test_a_function_that_cannot_be_imported_is_refused_with_its_place():
+    with pytest.raises(ConfigurationError, match=r"constraint 'c'.*<lambda>.*top of a module"):
+        Guard(Constraint("c", limit=1.0, cost=lambda info: 0.0)).to_toml()
+
+
+class Forgetful(DualAscent):
+    def __init__(self, horizon=3):
+        super().__init__(0.1)
+
+
+def test_a_scheduler_that_does_not_keep_its_arguments_is_refused_in_a_file_and_not_replayed(tmp_path):
+    guard = Guard(Constraint("c", limit=1.0, scheduler=Forgetful()))
+    with pytest.raises(ConfigurationError, match="Forgetful keeps no attribute 'horizon'"):
+        guard.to_toml()
+    from guardrails.ledger import verify
+
+    with guard.record(tmp_path / "ledger.jsonl"):
+        guard.step(Rollout(costs={"c": [1.0]}))
+    result = verify(tmp_path, allow_imports=True)
+    assert "keeps no attribute 'horizon'" in result.unreplayed
+    assert not result.problem
+
+
+class Acme(DualAscent):
+    name = "acme.ascent"
+
+    def __init__(self, rate=0.5):
+        super().__init__(rate)
+        self.rate = rate
+
+
+class AcmePlugin:
+    @staticmethod
+    def make():
+        import guardrails
+
+        class Plugin:
+            @guardrails.hookimpl
+            def guardrails_schedulers(self):
+                return [Acme]
+
+        return Plugin()
+
+
+@pytest.fixture
+def acme():
+    plugins.register(AcmePlugin.make(), name="acme")
+    yield
+    plugins.unregister("acme")
+
+
+def test_a_scheduler_of_a_plugin_stands_by_its_name_and_is_needed_to_replay(tmp_path, acme):
+    from guardrails.ledger import read, verify
+
+    guard = Guard(Constraint("c", limit=1.0, scheduler=Cap(Acme(0.25), 2.0)))
+    assert 'name = "acme.ascent"' in guard.to_toml()
+    assert repr(load(tmp_path, guard.to_toml()).parts[0].scheduler) == repr(guard.parts[0].scheduler)
+    with guard.record(tmp_path / "ledger.jsonl"):
+        guard.step(Rollout(costs={"c": [3.0]}))
+    assert verify(tmp_path).ok
+    listed = next(read(tmp_path)).data["plugins"]
+    assert [(each["kind"], each["name"]) for each in listed] == [("scheduler", "acme.ascent")]
+    plugins.unregister("acme")
+    try:
+        result = verify(tmp_path)
+        assert "There is no scheduler 'acme.ascent'" in result.unreplayed
+        assert not result.ok
+    finally:
+        plugins.register(AcmePlugin.make(), name="acme")
+
+
+def test_a_scheduler_that_no_plugin_lists_is_imported_for_a_replay_only_when_asked(tmp_path):
+    from guardrails.ledger import verify
+
+    guard = Guard(Constraint("c", limit=1.0, scheduler=Acme(0.25)))
+    with guard.record(tmp_path / "ledger.jsonl"):
+        guard.step(Rollout(costs={"c": [3.0]}))
+    assert "--allow-imports" in verify(tmp_path).unreplayed
+    assert verify(tmp_path, allow_imports=True).ok
+
+
+def test_gates_are_replayed_without_the_metrics_that_measured(tmp_path):
+    from guardrails.ledger import verify
+
+    gate = Gate(Require(FromFunction(lambda text: 1.0, "completions", name="never.installed"), at_least=0.5))
+    guard = Guard(Constraint("c", limit=gate.between(1.0, 2.0)))
+    with guard.record(tmp_path / "ledger.jsonl"):
+        for _ in range(5):
+            guard.step(Rollout(costs={"c": [3.0] * 64}, completions=["x"] * 64))
+    assert guard.decision.gates["gate"].rung > 0
+    assert verify(tmp_path).ok
+
+
+REQUIRES = "requires = [{ metric = 'stability', at_least = 0.5 }]"
+
+BAD = {
+    "unknown key of a constraint": ("limit = 200", "limti = 200", 16, r"limti: .*Did you mean 'limit'"),
+    "unknown table": ("[dials.penalty]", "[dial.penalty]", 20, r"dial: .*Did you mean 'dials'"),
+    "unknown key of a gate": ("rungs = 4", "rung = 4", 26, r"rung: .*Did you mean 'rungs'"),
+    "unknown key of a scheduler": ("maximum = 3.0", "maxmum = 3.0", 9, r"maxmum: .*Did you mean 'maximum'"),
+    "unknown key inside a line": ("tight = 0.05", "tigth = 0.05", 5, r"tigth: .*Did you mean 'tight'"),
+    "unknown parameter": ("{ limit = 2.0 }", "{ limits = 2.0 }", 31, r"limits: .*Did you mean 'limit'"),
+    "unknown scheduler": ('"nupi"', '"nupie"', 18, r"no scheduler 'nupie'. Did you mean 'nupi'"),
+    "unknown inner scheduler": ('name = "pid"', 'name = "pdi"', 12, r"no scheduler 'pdi'. Did you mean 'pid'"),
+    "unknown metric": ('"drift"', '"drfit"', 31, r"no metric 'drfit'. Did you mean 'drift'"),
+    "unknown gate": ('gate = "trust"\ntight', 'gate = "turst"\ntight', 21, r"no gate 'turst'. Did you mean 'trust'"),
+    "gate of nothing": ("[dials.penalty]", f"[gates.idle]\n{REQUIRES}\n[dials.penalty]", 20, "follows this gate"),
+    "text for a number": ("limit = 200", "limit = '200'", 16, r"limit: it is '200'; a number is needed"),
+    "fraction for a whole number": ("rungs = 4", "rungs = 4.5", 26, r"rungs: it is 4.5; a whole number"),
+    "number for a flag": ("audit = true", "audit = 1", 31, r"audit: it is 1; true or false"),
+    "flag for a number": ("loose = 0.5", "loose = true", 23, r"loose: it is True; a number"),
+    "table for a text": ('scheduler = "nupi"', "scheduler = 3", 18, r"scheduler: it is 3; a table is needed"),
+    "text for a scheduler's number": ("kp = 1.0", "kp = 'high'", 13, r"kp: PID: kp is 'high'"),
+    "negative gain": ("kp = 1.0", "kp = -1.0", 13, r"kp: PID: kp is -1.0"),
+    "negative limit": ("limit = 200", "limit = -200", 16, r"limit.*-200"),
+    "threshold of 1": ("at_least = 0.9", "at_least = 1", 28, r"at_least is 1"),
+    "loose end tighter": ("tight = 0.05", "tight = 0.5", 4, r"Give the strict value first"),
+    "missing limit": ("limit = 200\n", "", 15, r"a constraint needs a limit"),
+    "missing metric": ('metric = "reward_level", ', "", 28, r"metric is missing"),
+    "missing argument": ("maximum = 3.0\n", "", 7, r"Cap needs maximum"),
+    "newer schema": ("schema = 1", "schema = 2", 2, r"Upgrade training-guardrails"),
+    "function nowhere": ("os.path:getsize", "os.path:getsizes", 17, r"cannot be imported: AttributeError"),
+    "module nowhere": ("os.path:getsize", "no.such.module:f", 17, r"cannot be imported: ModuleNotFoundError"),
+    "no address": ("os.path:getsize", "os.path.getsize(1)", 17, r"no address of the form 'module:name'"),
+    "syntax": ("limit = 200", "limit = ", 16, r"is no TOML: .*line 16"),
+}
+
+
+@pytest.mark.parametrize(("old", "new", "line", "message"), BAD.values(), ids=BAD)
+def test_a_mistake_is_named_with_file_line_and_key(tmp_path, old, new, line, message):
+    assert POLICY.count(old) == 1
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        load(tmp_path, POLICY.replace(old, new), allow_imports=True)
+    assert "policy.toml" in str(caught.value)
+    assert f"line {line}" in str(caught.value)
+
+
+def test_a_file_that_is_not_there_or_no_text_is_named(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"nowhere.toml cannot be read: No such file"):
+        Guard.from_toml(tmp_path / "nowhere.toml")
+    (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigurationError, match=r"bytes.toml is no TOML"):
+        Guard.from_toml(tmp_path / "bytes.toml")
+
+
+@pytest.mark.parametrize("text", ["", "schema = 1", "[constraints]", "constraints = 3", "gates = []"])
+def test_a_file_without_a_constraint_is_refused(tmp_path, text):
+    with pytest.raises(ConfigurationError, match=r"guards nothing|a table is needed"):
+        load(tmp_path, text)
+
+
+def test_a_class_that_is_no_scheduler_is_refused(tmp_path):
+    text = POLICY.replace('scheduler = "nupi"', 'scheduler = "os:getcwd"')
+    with pytest.raises(ConfigurationError, match=r"line 18: .*os:getcwd is no scheduler"):
+        load(tmp_path, text, allow_imports=True)
+
+
+def test_nothing_of_a_file_is_run_without_being_asked(tmp_path):
+    witness = tmp_path / "witness_module.py"
+    witness.write_text("raise SystemExit('imported')")
+    for text in (
+        POLICY.replace("os.path:getsize", "witness_module:f"),
+        POLICY.replace('"nupi"', '"witness_module:f"'),
+        POLICY.replace('"drift"', '"witness_module:f"'),
+    ):
+        with pytest.raises(ConfigurationError, match="allow_imports=True"):
+            load(tmp_path, text)
+
+
+def test_parts_keep_their_order_and_the_state_stays_out_of_the_file():
+    gate = Gate(Require("drift", at_least=0.5))
+    guard = Guard(Dial("penalty", gate.between(1.0, 0.5)), Constraint("b", limit=1.0), Constraint("a", limit=1.0))
+    before = guard.to_toml()
+    assert list(describe(guard)["constraints"]) == ["b", "a"]
+    guard.step(Rollout(costs={"a": [5.0], "b": [5.0]}, kl=[0.1]))
+    assert guard.to_toml() == before
