@@ -9,6 +9,7 @@ from guardrails.schedulers.base import ConstraintScheduler
 from guardrails.schedulers.dual import AdamAscent, DualAscent, LogDual
 from guardrails.schedulers.elementwise import ElementwiseScheduler, Ops
 from guardrails.schedulers.kl import AdaptiveKL
+from guardrails.schedulers.margin import Margin
 from guardrails.schedulers.nupi import NuPI
 from guardrails.schedulers.pid import PID
 from guardrails.schedulers.rows import stack, unstack
@@ -31,6 +32,7 @@ BUILTIN: Mapping[str, type[ConstraintScheduler[Any]]] = {
 
 WRAPPERS: Mapping[str, type[ConstraintScheduler[Any]]] = {
     "cap": Cap,
+    "margin": Margin,
     "rate_limit": RateLimit,
     "smooth": Smooth,
     "warmup": Warmup,
@@ -52,6 +54,7 @@ __all__ = [
     "ElementwiseScheduler",
     "Fixed",
     "LogDual",
+    "Margin",
     "NuPI",
     "Ops",
     "RateLimit",

@@ -15,6 +15,7 @@ from guardrails.schedulers import (
     DualAscent,
     Fixed,
     LogDual,
+    Margin,
     NuPI,
     RateLimit,
     Smooth,
@@ -69,6 +70,8 @@ EVERY = [
     Cap(AugmentedLagrangian(0.5, growth_factor=2.0), 3.0),
     Smooth(NuPI(), 0.8),
     RateLimit(PID(), 0.2),
+    Margin(PID(), 0.1),
+    Cap(Margin(AugmentedLagrangian(), 0.5), 2.0),
     RateLimit(CRPO(), 0.5),
     Warmup(RateLimit(Smooth(Cap(DualAscent(), 3.0)), 0.3), updates=5),
     BangBang(),
@@ -83,4 +86,4 @@ class TestSchedulers(SchedulerContract):
 
 def test_every_built_in_scheduler_is_under_contract():
     assert set(BUILTIN.values()) <= {type(scheduler) for scheduler in EVERY}
-    assert {Warmup, Cap, Smooth, RateLimit} <= {type(scheduler) for scheduler in EVERY}
+    assert {Warmup, Cap, Smooth, RateLimit, Margin} <= {type(scheduler) for scheduler in EVERY}

@@ -21,6 +21,7 @@ from guardrails.schedulers import (
     DualAscent,
     Fixed,
     LogDual,
+    Margin,
     NuPI,
     RateLimit,
     Smooth,
@@ -86,6 +87,7 @@ schedulers = st.recursive(
         st.builds(Cap, inner, positive),
         st.builds(Smooth, inner, share),
         st.builds(RateLimit, inner, positive),
+        st.builds(Margin, inner, share),
     ),
     max_leaves=3,
 )

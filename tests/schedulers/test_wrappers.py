@@ -5,7 +5,19 @@ import json
 import pytest
 
 from guardrails.errors import StateError
-from guardrails.schedulers import PID, AugmentedLagrangian, Cap, DualAscent, Fixed, LogDual, RateLimit, Smooth, Warmup
+from guardrails.schedulers import (
+    PID,
+    AdaptiveKL,
+    AugmentedLagrangian,
+    Cap,
+    DualAscent,
+    Fixed,
+    LogDual,
+    Margin,
+    RateLimit,
+    Smooth,
+    Warmup,
+)
 
 
 def path(scheduler, violations, state=None):
@@ -141,3 +153,25 @@ def test_wrappers_pass_on_what_the_scheduler_inside_can_do():
     assert Cap(AdaptiveKL(), 1.0).relative
     assert not Cap(PID(), 1.0).two_sided
     assert not Smooth(AdamAscent()).monotone
+
+
+def test_a_margin_holds_the_cost_inside_the_limit_by_that_share():
+    """J = 3 / (1 + λ) settles where the scheduler inside sees no violation: at (1 - m) of the limit."""
+    scheduler, limit, cost = Margin(DualAscent(0.2), 0.25), 1.0, 3.0
+    state = scheduler.init()
+    for _ in range(500):
+        state, multiplier = scheduler.update(state, cost / limit - 1.0)
+        cost = 3.0 / (1.0 + multiplier)
+    assert cost == pytest.approx(0.75 * limit, rel=1e-6)
+
+
+def test_a_margin_moves_the_loss_term_of_the_scheduler_inside_too():
+    augmented = AugmentedLagrangian(0.5)
+    wrapped = Margin(augmented, 0.25)
+    state, _ = wrapped.update(wrapped.init(), 1.0)
+    inner, _ = augmented.update(augmented.init(), 1.25)
+    assert wrapped.penalty(state, 0.5) == augmented.penalty(inner, 0.75)
+
+
+def test_a_margin_of_a_target_means_nothing():
+    assert not Margin(AdaptiveKL(), 0.1).two_sided
