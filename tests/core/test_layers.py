@@ -16,7 +16,7 @@ LAYERS = [
     {"rollout", "decision", "evidence"},
     {"schedulers", "competence", "refine", "critic"},
     {"constraint", "guard"},
-    {"plugins", "policy", "ledger", "report", "testing"},
+    {"plugins", "policy", "ledger", "report", "watch", "doctor", "testing"},
     {"cli", "__main__"},
 ]
 

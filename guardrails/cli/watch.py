@@ -1,0 +1,59 @@
+"""``guardrails watch``: a run in the terminal while it trains."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from guardrails.cli.app import app
+
+if TYPE_CHECKING:
+    from guardrails.watch import Watch
+
+
+@app.command()
+def watch(
+    run: Annotated[Path, typer.Argument(help="The run's folder, or its ledger.")],
+    once: Annotated[bool, typer.Option("--once", help="Show where the run stands and exit.")] = False,
+    interval: Annotated[float, typer.Option(min=0.05, help="Seconds between two looks.")] = 1.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print each new step as a line of JSON.")] = False,
+) -> None:
+    """Follow a run's ledger as it grows, until the run is closed or Ctrl-C.
+
+    Exit code 0: the run was closed, or you left. 1: a line is damaged or was altered. 2: there is no ledger.
+    """
+    from guardrails.ledger import AlteredError
+    from guardrails.watch import Watch, follow, state
+
+    watched = Watch(run)
+    try:
+        if as_json:
+            for fresh in [watched.poll()[-1:]] if once else follow(watched, interval):
+                for line in fresh:
+                    typer.echo(json.dumps(state(line)))
+        else:
+            _show(watched, once, interval)
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None
+    except AlteredError as error:
+        typer.echo(f"ALTERED: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+def _show(watched: Watch, once: bool, interval: float) -> None:
+    from rich.console import Console
+    from rich.live import Live
+
+    from guardrails.watch import follow
+
+    console = Console()
+    if once:
+        watched.poll()
+        console.print(watched.frame(console.width))
+        return
+    with Live(console=console, auto_refresh=False) as live:
+        for _ in follow(watched, interval):
+            live.update(watched.frame(console.width), refresh=True)

@@ -1,0 +1,200 @@
+"""Doctor: what of this environment is in the way of a guarded run, and the cure of each."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
+from typing import Literal
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+from guardrails import plugins
+
+NAME = "training-guardrails"
+"""This distribution; what it supports is read from its metadata."""
+
+_FOR_DEVELOPERS = "dev"
+_EVERYTHING = "all"
+
+_GPU_SECONDS = 120.0
+_GPU = """
+import json, torch
+cuda = torch.cuda.is_available()
+print(json.dumps({
+    "torch": torch.__version__,
+    "built_for": torch.version.cuda or torch.version.hip or "",
+    "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
+    "mps": torch.backends.mps.is_available(),
+}))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at.
+
+    Args:
+        check: ``"python"``, ``"package"``, ``"install"``, ``"plugin"`` or ``"gpu"``.
+        status: ``"ok"``; ``"note"``, good to know; ``"problem"``, something will not work.
+        subject: of what it speaks.
+        text: what was found.
+        cure: what to do about a problem; a note may have one too.
+    """
+
+    check: Literal["python", "package", "install", "plugin", "gpu"]
+    status: Literal["ok", "note", "problem"]
+    subject: str
+    text: str
+    cure: str = ""
+
+
+def examine() -> list[Finding]:
+    """Return everything that was looked at, problems and the rest; nothing is changed, and no host imported."""
+    return [*python(), *packages(), *install(), *plugged(), *gpu()]
+
+
+def python() -> Iterator[Finding]:
+    """Whether this Python is supported."""
+    wanted = _own().metadata["Requires-Python"] or ""
+    version = platform.python_version()
+    if SpecifierSet(wanted).contains(version, prereleases=True):
+        yield Finding("python", "ok", "Python", version)
+    else:
+        yield Finding("python", "problem", "Python", f"{version}, but {wanted} is needed", f"Use Python {wanted}.")
+
+
+def packages() -> Iterator[Finding]:
+    """Whether the packages here are of versions that the metadata's requirements and extras allow."""
+    needed: dict[str, tuple[SpecifierSet, list[str]]] = {}
+    for requirement, extra in _requirements():
+        specifier, extras = needed.get(requirement.name, (SpecifierSet(), []))
+        if extra == _EVERYTHING and extras:
+            continue  # said already by the extra that is for it
+        needed[requirement.name] = (specifier & requirement.specifier, [*extras, extra])
+    for name, (specifier, extras) in needed.items():
+        reason = "needed" if "" in extras else f"needed by extra {', '.join(extras)}"
+        wanted = f"{name}{specifier}"
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            if "" in extras:
+                yield Finding("package", "problem", name, "not installed, but needed", f"pip install '{wanted}'")
+            else:
+                cure = f"pip install '{NAME}[{extras[0]}]'"
+                yield Finding("package", "note", name, f"not installed; {reason}", cure)
+            continue
+        if specifier.contains(version, prereleases=True):
+            yield Finding("package", "ok", name, f"{version} ({specifier or 'any'})")
+        else:
+            text = f"{version}, but {specifier} is supported; {reason}"
+            yield Finding("package", "problem", name, text, f"pip install '{wanted}'")
+
+
+def install() -> Iterator[Finding]:
+    """Whether another distribution lays its files over this one's, as ``guardrails-ai`` does."""
+    others = []
+    for distribution in metadata.distributions():
+        name = distribution.metadata["Name"] or ""
+        record = distribution.read_text("RECORD") or ""
+        if canonicalize_name(name) != NAME and "\nguardrails/__init__.py," in f"\n{record}":
+            others.append(name)
+    for name in sorted(set(others)):
+        text = f"it installs a package 'guardrails' too: the files of both lie in one folder, and {NAME} breaks"
+        cure = f"pip uninstall {name}; pip install --force-reinstall --no-deps {NAME}. Give {name} its own environment."
+        yield Finding("install", "problem", name, text, cure)
+    changed = list(_changed())
+    if changed:
+        text = f"{len(changed)} of its files are not as they were installed, the first {changed[0]}"
+        yield Finding("install", "problem", NAME, text, f"pip install --force-reinstall --no-deps {NAME}")
+    elif not others:
+        yield Finding("install", "ok", NAME, _own().version)
+
+
+def plugged() -> Iterator[Finding]:
+    """Which plug-ins load; this imports them."""
+    for found in plugins.found():
+        subject = f"{found.plugin} ({found.origin})"
+        if found.error:
+            package = found.distribution or "it"
+            cure = f"Update or uninstall {package}, or leave it out: GUARDRAILS_DISABLE_PLUGINS={found.plugin}"
+            yield Finding("plugin", "problem", subject, found.error, cure)
+        elif found.disabled:
+            yield Finding("plugin", "note", subject, "switched off by GUARDRAILS_DISABLE_PLUGINS")
+        else:
+            yield Finding("plugin", "ok", subject, f"{found.kind}: {', '.join(found.names)}")
+
+
+def gpu() -> Iterator[Finding]:
+    """Whether torch sees an accelerator; asked in a process of its own, and not at all without torch."""
+    if find_spec("torch") is None:
+        yield Finding("gpu", "note", "GPU", "not looked for: torch is not installed")
+        return
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _GPU], capture_output=True, text=True, timeout=_GPU_SECONDS, check=False
+        )
+        seen = json.loads(done.stdout) if done.returncode == 0 else None
+    except (subprocess.TimeoutExpired, ValueError):
+        done, seen = None, None
+    if seen is None:
+        last = done.stderr.strip().splitlines()[-1:] if done else []
+        text = last[0] if last else f"no answer within {_GPU_SECONDS:g} s"
+        yield Finding(
+            "gpu", "problem", "torch", f"it cannot be imported: {text}", "pip install --force-reinstall torch"
+        )
+    elif seen["devices"]:
+        yield Finding("gpu", "ok", "GPU", ", ".join(seen["devices"]))
+    elif seen["mps"]:
+        yield Finding("gpu", "ok", "GPU", "Apple MPS")
+    elif shutil.which("nvidia-smi") and not seen["built_for"]:
+        text = f"there is an NVIDIA driver, but torch {seen['torch']} is built for the CPU alone"
+        yield Finding("gpu", "note", "GPU", text, "Install a CUDA build of torch: https://pytorch.org/get-started")
+    else:
+        yield Finding("gpu", "note", "GPU", "none visible to torch; training runs on the CPU")
+
+
+def _own() -> metadata.Distribution:
+    return metadata.distribution(NAME)
+
+
+def _requirements() -> Iterator[tuple[Requirement, str]]:
+    """Yield what is required here, each with its extra, empty where it is needed always."""
+    own = _own()
+    extras = [extra for extra in own.metadata.get_all("Provides-Extra") or () if extra != _FOR_DEVELOPERS]
+    required = []
+    for text in own.requires or ():
+        with contextlib.suppress(InvalidRequirement):  # of a newer standard than the packaging that is installed
+            required.append(Requirement(text))
+    for extra in ["", *sorted(extras, key=_EVERYTHING.__eq__)]:
+        for requirement in required:
+            marker = requirement.marker
+            if canonicalize_name(requirement.name) == NAME or (extra and marker is None):
+                continue
+            if marker is None or (marker.evaluate({"extra": extra}) and not (extra and marker.evaluate({"extra": ""}))):
+                yield requirement, extra
+
+
+def _changed() -> Iterator[str]:
+    """Yield the files of this package that differ from the record of its installation."""
+    for file in _own().files or ():
+        if file.parts[0] == "guardrails" and file.hash is not None and file.hash.mode == "sha256":
+            try:
+                content = file.locate().read_bytes()  # type: ignore[attr-defined]
+            except OSError:
+                yield str(file)
+                continue
+            digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).decode().rstrip("=")
+            if digest != file.hash.value:
+                yield str(file)
