@@ -129,8 +129,8 @@ class Episodes:
         self.returns += rewards.sum(axis=0)
         self.lengths += len(costs)
 
-    def take(self) -> Rollout:
-        """Return the episodes that ended since the last call, one row each."""
+    def take(self, columns: Mapping[str, Sequence[Any]]) -> Rollout:
+        """Return the episodes that ended since the last call, one row each, with further columns of theirs."""
         ended, self._ended = self._ended, []
         sums = np.array([row[0] for row in ended]).reshape(len(ended), len(self._names))
         return Rollout(
@@ -138,4 +138,5 @@ class Episodes:
             costs={name: sums[:, index] for index, name in enumerate(self._names)},
             lengths=[row[2] for row in ended],
             infos=[row[3] for row in ended],
+            **columns,
         )

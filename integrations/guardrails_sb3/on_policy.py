@@ -17,11 +17,15 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from guardrails import Decision, Guard, StateError
+from guardrails import Decision, Guard, Rollout, StateError
 from guardrails_sb3 import seams
 from guardrails_sb3.advantages import FloatArray, gae, measurable, mix
 from guardrails_sb3.cost_value import CostValue, Observations
 from guardrails_sb3.costs import Episodes, Info, cost_reader
+from guardrails_sb3.trajectories import Trajectories
+
+TRAJECTORY_COLUMNS = frozenset({"actions", "observations"})
+"""Columns that are kept step by step, and only where a metric reads them."""
 
 _CONSOLE_KEY = 33
 """Longest key below ``guardrails/`` that the host's console writer prints whole. It cuts longer ones, and fails
@@ -32,8 +36,10 @@ class OnPolicyGuard(BaseCallback):
     """Measures costs step by step, asks the guard once per rollout, and mixes the advantages.
 
     Per rollout: one row for each episode that ended in it, with the undiscounted sums of costs and of
-    the rewards as the environment gave them (before ``VecNormalize``), goes to ``guard.step``; cost
-    advantages come from GAE with the host's γ and λ; then
+    the rewards as the environment gave them (before ``VecNormalize``), goes to ``guard.step``; where a metric
+    reads them, with the actions as the host hands them to its environments (the policy's own, before an
+    ``action_scale``: steadiness that the guard itself enforces earns nothing) and the observations they answer.
+    Cost advantages come from GAE with the host's γ and λ; then
     A = (A_r - Σ λ_i A_{c_i}) / (1 + Σ λ_i) replaces ``rollout_buffer.advantages``, with the sign of A_c
     turned for a lower limit.
 
@@ -56,7 +62,8 @@ class OnPolicyGuard(BaseCallback):
         self._signs = [-1.0 if part.sense == ">=" else 1.0 for part in constraints]
         self._scales = [part.violation_scale for part in constraints]
         self._episodes = Episodes(model.n_envs, self._names)
-        self._critic = CostValue(model, self._scales) if cost_critic else None
+        self._trajectories = Trajectories(model.n_envs, guard.requires & TRAJECTORY_COLUMNS)
+        self._critic = CostValue(model, self._scales) if cost_critic and constraints else None
         self._allocate(0)
         self._released = False
 
@@ -65,6 +72,7 @@ class OnPolicyGuard(BaseCallback):
         self._costs: FloatArray = np.zeros((n_steps, n_envs, len(self._names)))
         self._rewards: FloatArray = np.zeros((n_steps, n_envs))
         self._dones: npt.NDArray[np.bool_] = np.zeros((n_steps, n_envs), dtype=bool)
+        self._steps: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in self._trajectories.columns}
         self._final_infos: dict[tuple[int, int], Info] = {}
         self._position = self._summed = 0
 
@@ -77,8 +85,10 @@ class OnPolicyGuard(BaseCallback):
             return
         self._sum_episodes()
         self._allocate(self.model.rollout_buffer.buffer_size)
-        self._episodes.take()
-        self._episodes.begin(seams.episode_starts(self.model))
+        self._take()
+        starts = seams.episode_starts(self.model)
+        self._episodes.begin(starts)
+        self._trajectories.begin(starts)
 
     def _on_step(self) -> bool:
         if self._released:
@@ -90,6 +100,8 @@ class OnPolicyGuard(BaseCallback):
                 row[env, index] = read(info)
         normalizer = self.model.get_vec_normalize_env()
         self._rewards[step] = self.locals["rewards"] if normalizer is None else normalizer.get_original_reward()
+        for name, steps in self._steps.items():
+            steps.append(self._actions() if name == "actions" else np.array(seams.last_observations(self.model)))
         self._dones[step] = dones = self.locals["dones"]
         for env, done in enumerate(dones.tolist()):
             if done:
@@ -97,18 +109,29 @@ class OnPolicyGuard(BaseCallback):
         self._position += 1
         return True
 
+    def _actions(self) -> npt.NDArray[Any]:
+        """Return the actions of this step as the host hands them to its environments, ``(n_envs, action_dim)``."""
+        actions = np.array(self.locals.get("clipped_actions", self.locals["actions"]))
+        return actions.reshape(len(actions), -1)
+
+    def _take(self) -> Rollout:
+        return self._episodes.take(self._trajectories.take())
+
     def _sum_episodes(self) -> None:
-        """Add the steps since the last call to the sums of their episodes."""
+        """Add the steps since the last call to their episodes."""
         steps = slice(self._summed, self._position)
         finals = {(step - self._summed, env): info for (step, env), info in self._final_infos.items()}
         self._episodes.add(self._costs[steps], self._rewards[steps], self._dones[steps], finals)
+        kept = {name: np.stack(rows) for name, rows in self._steps.items() if rows}
+        self._trajectories.add(kept, self._dones[steps])
+        self._steps = {name: [] for name in self._steps}
         self._summed = self._position
 
     def _on_rollout_end(self) -> None:
         if self._released:
             return
         self._sum_episodes()
-        decision = self.guard.step(self._episodes.take())
+        decision = self.guard.step(self._take())
         costs = measurable(self._costs, self._scales, self._signs)
         losses = np.empty(0)
         if self._critic is None:
@@ -167,6 +190,7 @@ class OnPolicyGuard(BaseCallback):
             name: torch.from_numpy(getattr(self._episodes, name).copy()) for name in ("costs", "returns", "lengths")
         }
         named = {f"episodes.{name}": sums for name, sums in episodes.items()}
+        named |= {f"trajectories.{name}": steps for name, steps in self._trajectories.tensors().items()}
         return named | ({} if self._critic is None else self._critic.tensors())
 
     def load_tensors(self, tensors: Mapping[str, torch.Tensor], names: Sequence[str]) -> None:
@@ -192,11 +216,16 @@ class OnPolicyGuard(BaseCallback):
             )
         if self._critic is not None:
             self._critic.load_tensors(tensors)
+        lengths = tensors.get("episodes.lengths")
+        # With another number of environments the host begins every episode anew, and so do the sums.
+        if lengths is None or tuple(lengths.shape) != self._episodes.lengths.shape:
+            return
         for name in ("costs", "returns", "lengths"):
-            sums, own = tensors.get(f"episodes.{name}"), getattr(self._episodes, name)
-            # With another number of environments the host begins every episode anew, and so do the sums.
-            if sums is not None and tuple(sums.shape) == own.shape:
-                own[:] = sums.numpy()
+            getattr(self._episodes, name)[:] = tensors[f"episodes.{name}"].numpy()
+        prefix = "trajectories."
+        self._trajectories.load_tensors(
+            {name.removeprefix(prefix): steps for name, steps in tensors.items() if name.startswith(prefix)}
+        )
 
 
 def _flatten(observations: Any, shape: Any) -> Observations:
