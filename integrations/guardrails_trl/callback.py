@@ -15,6 +15,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.rloo_trainer import RLOOTrainer
 
 from guardrails import AttachError, Constraint, Guard, Rollout
+from guardrails.ledger import Ledger
 from guardrails_transformers import load_guard, save_guard
 from guardrails_trl.advantages import mix
 from guardrails_trl.costs import cost_functions, is_async
@@ -54,6 +55,8 @@ class GuardrailsCallback(TrainerCallback):
         trainer: a `trl.GRPOTrainer` or `trl.RLOOTrainer`, PEFT or not; subclasses that keep its scoring.
         guard: the constraints.
         missing_ok: resume also from a checkpoint without a guard's state, with the guard as it is.
+        ledger: where the main process records every decision while it trains; True is
+            ``<output_dir>/guardrails/ledger.jsonl``, False is nowhere. A guard that records already goes on as it is.
 
     Raises:
         AttachError: if the trainer, its version, or a constraint's cost cannot be guarded. Neither the trainer
@@ -64,7 +67,14 @@ class GuardrailsCallback(TrainerCallback):
         >>> trainer.train()  # doctest: +SKIP
     """
 
-    def __init__(self, trainer: GRPOTrainer | RLOOTrainer, guard: Guard, *, missing_ok: bool = False) -> None:
+    def __init__(
+        self,
+        trainer: GRPOTrainer | RLOOTrainer,
+        guard: Guard,
+        *,
+        missing_ok: bool = False,
+        ledger: str | Path | bool = True,
+    ) -> None:
         if not isinstance(guard, Guard):
             raise AttachError(f"GuardrailsCallback(trainer, guard) needs a Guard second, not {type(guard).__name__}.")
         host = Host(trainer)
@@ -76,6 +86,8 @@ class GuardrailsCallback(TrainerCallback):
         self._host: Host | None = host
         self._guard = guard
         self._missing_ok = missing_ok
+        self._record_at = ledger
+        self._ledger: Ledger | None = None
         self._scored: _Scored | None = None
         host.wrap(SCORE, self._score)
         host.wrap(GENERATE_AND_SCORE, self._generate_and_score)
@@ -100,17 +112,34 @@ class GuardrailsCallback(TrainerCallback):
         while host.has_callback(self):
             host.trainer.remove_callback(self)
         self._host = None
+        self._close_ledger()
         self._guard.detach()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Refuse to run as the callback of another trainer than the one it was built for."""
+        """Open the ledger; refuse to run as the callback of another trainer than the one it was built for."""
         if self._host is None or state is not self._host.trainer.state:
             raise AttachError(
                 "This GuardrailsCallback was built for another trainer or was detached. Build one for this trainer: "
                 "GuardrailsCallback(trainer, guard)."
             )
+        recording = self._guard.ledger is not None and not self._guard.ledger.closed
+        if state.is_world_process_zero and self._record_at is not False and not recording:
+            beside = Path(str(args.output_dir)) / "guardrails" / "ledger.jsonl"
+            path = beside if self._record_at is True else Path(self._record_at)
+            self._ledger = self._guard.record(path, seed=args.seed)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Close the ledger that was opened when the training began."""
+        self._close_ledger()
+
+    def _close_ledger(self) -> None:
+        if self._ledger is not None:
+            self._ledger.close()
+            self._ledger = None
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write the guard's state into the checkpoint the host has just written."""
