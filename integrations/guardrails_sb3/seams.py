@@ -19,7 +19,7 @@ INIT_CALLBACK = "_init_callback"
 EXCLUDED_FROM_SAVE = "_excluded_save_params"
 
 _METHODS = (INIT_CALLBACK, EXCLUDED_FROM_SAVE)
-_ATTRIBUTES = ("_last_obs", "_last_episode_starts")
+_ATTRIBUTES = ("_last_obs", "_last_episode_starts", "_custom_logger")
 
 
 def check(model: BaseAlgorithm) -> None:
@@ -41,6 +41,13 @@ def last_observations(model: BaseAlgorithm) -> Any:
 def episode_starts(model: BaseAlgorithm) -> npt.NDArray[np.bool_]:
     """Return which environments begin an episode at the next step, ``(n_envs,)`` bool."""
     return np.asarray(cast(Any, model)._last_episode_starts, dtype=bool)
+
+
+def log_folder(model: BaseAlgorithm) -> str | None:
+    """Return the folder the user has the host log to; None where there is none, or a temporary one."""
+    if model.tensorboard_log is None and not cast(Any, model)._custom_logger:
+        return None
+    return model.logger.get_dir()
 
 
 def with_callback(first: BaseCallback, callback: Any) -> BaseCallback | list[BaseCallback]:
