@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
+from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -15,15 +16,25 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.save_util import open_path
 
 from guardrails import AttachError, Guard
+from guardrails.constraint import PENALTY
 from guardrails_sb3 import checkpoint, seams
+from guardrails_sb3.dials import Dials
 from guardrails_sb3.on_policy import OnPolicyGuard
+from guardrails_sb3.record import Recorder
 
 logger = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=BaseAlgorithm)
 
 
-def wrap(model: M, guard: Guard, *, cost_critic: bool = True, resume: checkpoint.Target | None = None) -> M:
+def wrap(
+    model: M,
+    guard: Guard,
+    *,
+    cost_critic: bool = True,
+    resume: checkpoint.Target | None = None,
+    ledger: str | pathlib.Path | bool = True,
+) -> M:
     """Guard ``model`` from its next ``learn`` on, and return that same object.
 
     Supported are the on-policy algorithms: PPO and A2C, and sb3-contrib's TRPO, RecurrentPPO and
@@ -35,6 +46,10 @@ def wrap(model: M, guard: Guard, *, cost_critic: bool = True, resume: checkpoint
     values are summed; None reads the key that bears the constraint's name. Every ``info`` must carry the
     key: the first step that does not is a `RolloutError`, since a missing cost is no cost of zero.
 
+    Metrics may read rewards, costs, lengths, infos (of an episode's last step), actions, and observations
+    unless they are a dict. Dials: ``action_scale`` for continuous actions, ``ent_coef`` and ``target_kl``
+    where the algorithm has them; see `guardrails_sb3.dials`.
+
     Args:
         model: a model with an environment.
         guard: a guard that belongs to no other host.
@@ -42,11 +57,14 @@ def wrap(model: M, guard: Guard, *, cost_critic: bool = True, resume: checkpoint
             costs-to-go within the rollout instead: cheaper and noisier.
         resume: the file that a guarded model was saved to: ``wrap(PPO.load(path, env=env), guard,
             resume=path)`` continues with the multipliers, controllers and cost value function it held.
+        ledger: where every decision is recorded during ``learn``. True is ``guardrails/ledger.jsonl`` in the
+            folder the model logs to (``tensorboard_log`` or ``set_logger``), and nowhere if it logs to none;
+            False is nowhere. A guard that records already goes on as it is.
 
     Raises:
         AttachError: if the class is not supported, the model has no environment or is wrapped already,
             the guard belongs to another host, has a dial that is not here to turn, or a metric that reads
-            a column other than rewards, costs, lengths and infos. The model is then as it was.
+            a column this host does not have. The model is then as it was.
         StateError: if ``resume`` is a file of another guard, of an unguarded model, or damaged.
 
     Example:
@@ -56,7 +74,8 @@ def wrap(model: M, guard: Guard, *, cost_critic: bool = True, resume: checkpoint
     host = _check(model, guard)
     state = None if resume is None else checkpoint.read(resume)
     callback = OnPolicyGuard(host, guard, cost_critic=cost_critic)
-    guard.attach(type(model).__name__)  # refuses dials too: none turns here but the guard's own
+    dials = Dials(host, guard)
+    guard.attach(type(model).__name__, dials=dials.available)
     try:
         if state is not None:
             callback.load_tensors(state[1], list(state[0].get("constraints", ())))
@@ -71,7 +90,7 @@ def wrap(model: M, guard: Guard, *, cost_critic: bool = True, resume: checkpoint
             type(model).__name__,
             model.num_timesteps,
         )
-    _Attachment(model, callback).install()
+    _Attachment(model, callback, dials, Recorder(guard, ledger)).install()
     return model
 
 
@@ -88,6 +107,8 @@ def unwrap(model: BaseAlgorithm) -> Guard:
         raise AttachError(f"This {type(model).__name__} is not wrapped: there is no guard to take out.")
     attachment.remove()
     attachment.callback.release()
+    attachment.recorder.close()
+    attachment.dials.release()
     attachment.callback.guard.detach()
     return attachment.callback.guard
 
@@ -111,11 +132,14 @@ def _check(model: Any, guard: Any) -> OnPolicyAlgorithm:
         raise AttachError(
             f"This {name} is wrapped already. Call unwrap(model) first, or give one Guard all constraints."
         )
-    if not guard.constraints:
-        raise AttachError("This Guard has no Constraint, and dials alone do nothing here. Give it a Constraint.")
-    guard.check_columns(
-        {"rewards", "costs", "lengths", "infos", *(part.name for part in guard.constraints)}, f"the {name} host"
-    )
+    if not guard.constraints and set(guard.dials) <= {PENALTY}:
+        raise AttachError(
+            f"This Guard has no Constraint, and its dial '{PENALTY}' scales nothing without. Give it a Constraint."
+        )
+    columns = {"rewards", "costs", "lengths", "infos", "actions", *(part.name for part in guard.constraints)}
+    if not isinstance(model.observation_space, spaces.Dict):
+        columns.add("observations")
+    guard.check_columns(columns, f"the {name} host")
     if model.env is None:
         raise AttachError(f"This {name} has no environment to learn in. Give load(path, env=env) or call set_env(env).")
     seams.check(model)
@@ -123,18 +147,22 @@ def _check(model: Any, guard: Any) -> OnPolicyAlgorithm:
 
 
 class _Attachment:
-    """The three methods of one model object that are overlaid while it is wrapped.
+    """The methods of one model object that are overlaid while it is wrapped.
 
-    They live in the model's instance dictionary, bound to this object, and are the only trace of it.
+    They live in the model's instance dictionary, the first bound to this object, and are the only trace of it.
     """
 
-    _OVERLAID = (seams.INIT_CALLBACK, seams.EXCLUDED_FROM_SAVE, "save")
-
-    def __init__(self, model: BaseAlgorithm, callback: OnPolicyGuard) -> None:
-        self.callback = callback
+    def __init__(self, model: BaseAlgorithm, callback: OnPolicyGuard, dials: Dials, recorder: Recorder) -> None:
+        self.callback, self.dials, self.recorder = callback, dials, recorder
         self._model = model
-        self._before = {name: vars(model)[name] for name in self._OVERLAID if name in vars(model)}
-        self._original = {name: getattr(model, name) for name in self._OVERLAID}
+        self._overlays: dict[str, Any] = {
+            seams.INIT_CALLBACK: self._init_callback,
+            seams.EXCLUDED_FROM_SAVE: self._excluded_save_params,
+            "save": self._save,
+            **dials.overlays(),
+        }
+        self._before = {name: vars(model)[name] for name in self._overlays if name in vars(model)}
+        self._original = {name: getattr(model, name) for name in self._overlays}
 
     @classmethod
     def of(cls, model: BaseAlgorithm) -> _Attachment | None:
@@ -142,21 +170,20 @@ class _Attachment:
         return owner if isinstance(owner, cls) else None
 
     def install(self) -> None:
-        overlay = (self._init_callback, self._excluded_save_params, self._save)
-        vars(self._model).update(zip(self._OVERLAID, overlay, strict=True))
+        vars(self._model).update(self._overlays)
 
     def remove(self) -> None:
-        for name in self._OVERLAID:
+        for name in self._overlays:
             del vars(self._model)[name]
         vars(self._model).update(self._before)
 
     def _init_callback(self, callback: Any, progress_bar: bool = False) -> BaseCallback:
-        callbacks = seams.with_callback(self.callback, callback)
+        callbacks = seams.with_callback(self.recorder, seams.with_callback(self.callback, callback))
         combined: BaseCallback = self._original[seams.INIT_CALLBACK](callbacks, progress_bar)
         return combined
 
     def _excluded_save_params(self) -> list[str]:
-        return [*self._original[seams.EXCLUDED_FROM_SAVE](), *self._OVERLAID]
+        return [*self._original[seams.EXCLUDED_FROM_SAVE](), *self._overlays]
 
     def _save(
         self,
