@@ -23,6 +23,7 @@ from guardrails.schedulers import (
     DualAscent,
     Fixed,
     LogDual,
+    Margin,
     NuPI,
     RateLimit,
     Smooth,
@@ -52,6 +53,7 @@ schedulers = st.recursive(
         st.builds(RateLimit, inner, gains),
         st.builds(Smooth, inner, shares),
         st.builds(Warmup, inner, counts),
+        st.builds(Margin, inner),
     ),
     max_leaves=3,
 )

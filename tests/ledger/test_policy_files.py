@@ -1,16 +1,18 @@
 import inspect
 import math
 import os.path
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from random_guards import guards, rollout
 
-from guardrails import ConfigurationError, Constraint, Dial, Gate, Guard, Require, Rollout, plugins
+from guardrails import ConfigurationError, Constraint, Dial, Gate, Guard, Require, Rollout, plugins, schedulers
 from guardrails.competence import BUILTIN as METRICS
 from guardrails.competence import FailureAvoidance, FromFunction, SubgoalAdherence
 from guardrails.policy import describe
-from guardrails.schedulers import BUILTIN, PID, WRAPPERS, Cap, DualAscent
+from guardrails.schedulers import BUILTIN, PID, WRAPPERS, Cap, ConstraintScheduler, DualAscent
 
 POLICY = """\
 # What this run may do.
@@ -69,6 +71,13 @@ def test_a_policy_file_is_a_guard(tmp_path):
     assert gate.requires[1].measured.limit == 2.0
 
 
+def test_the_file_of_the_docs_is_a_guard(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "policy.md").read_text()
+    text = re.search(r"```toml\n(.*?)```", page, re.DOTALL)[1]
+    guard = load(tmp_path, text.replace("acme.politeness", "drift"))
+    assert [part.name for part in guard.parts] == ["toxicity", "length", "penalty"]
+
+
 @given(guards())
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_guard_comes_back_from_its_file_as_it_was(tmp_path_factory, guard):
@@ -78,6 +87,13 @@ def test_any_guard_comes_back_from_its_file_as_it_was(tmp_path_factory, guard):
     assert again.to_toml() == text
     for seed in range(4):
         assert repr(again.step(rollout(seed))) == repr(guard.step(rollout(seed)))
+
+
+def test_every_scheduler_of_this_package_can_stand_in_a_file():
+    exported = [getattr(schedulers, name) for name in schedulers.__all__]
+    kinds = [kind for kind in exported if isinstance(kind, type) and issubclass(kind, ConstraintScheduler)]
+    concrete = {kind for kind in kinds if not inspect.isabstract(kind)}
+    assert concrete == {*BUILTIN.values(), *WRAPPERS.values()}
 
 
 @pytest.mark.parametrize("name", sorted({**BUILTIN, **WRAPPERS}))
