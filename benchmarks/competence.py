@@ -25,7 +25,7 @@ from guardrails.competence.confidence import spending
 
 RESULTS = Path(__file__).parent / "results"
 CONFIDENCE = 0.95
-STREAMS = {"gate": 2_000, "moving average": 500, "peeking interval": 500}
+STREAMS = {"gate": 1_200, "moving average": 500, "peeking interval": 500}
 CHUNK = 50
 RUN_LENGTH = 10_000
 FIRST_ERROR = float(spending(1.0 - CONFIDENCE, 1))
