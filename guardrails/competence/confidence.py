@@ -129,7 +129,7 @@ class BettingState(NamedTuple):
 
 
 class Betting:
-    """Bounds by betting against each candidate mean m; tighter than `EmpiricalBernstein` for few scores.
+    """Bounds by betting against each candidate mean m; tighter than `EmpiricalBernstein` far from 0 and 1 only.
 
     K_n(m) = mean over f of Π_t (1 - f + f x_t / m) is the capital of bets of constant fraction f that
     the mean exceeds m; the lower bound is the largest m on the grid with K_n(m) ≥ 1 / error.
