@@ -188,3 +188,32 @@ def test_a_disk_that_stays_full_to_the_end_leaves_a_sound_beginning_and_a_warnin
     assert not result.closed
     assert result.steps + guard.ledger.lost == 300
     assert f"lacks {guard.ledger.lost} steps" in caplog.text
+
+
+def test_a_torn_end_that_cannot_be_cut_off_at_once_is_cut_off_before_the_next_write(tmp_path, monkeypatch):
+    write, truncate, broken = os.write, os.ftruncate, [True]
+
+    def half(file, data):
+        if broken[0] and len(data) > 100:
+            write(file, bytes(data)[: len(data) // 2])
+            raise OSError(5, "Input/output error")
+        return write(file, data)
+
+    def cut(file, size):
+        if broken[0]:
+            raise OSError(5, "Input/output error")
+        truncate(file, size)
+
+    guard = new()
+    ledger = guard.record(tmp_path / "ledger.jsonl")
+    monkeypatch.setattr(os, "write", half)
+    monkeypatch.setattr(os, "ftruncate", cut)
+    guard.step(rollout(1))
+    ledger.flush()
+    assert verify(tmp_path).torn_bytes > 0
+    broken[0] = False
+    guard.step(rollout(2))
+    ledger.close()
+    result = verify(tmp_path)
+    assert result.ok, result
+    assert result.steps == 2
