@@ -131,10 +131,15 @@ def _arguments(owner: str, thing: Any, problems: list[str]) -> dict[str, Any]:
     """Return the constructor's arguments of ``thing``, read off its attributes of the same names."""
     arguments: dict[str, Any] = {}
     for name, parameter in inspect.signature(type(thing)).parameters.items():
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) or not hasattr(thing, name):
+        value = getattr(thing, name, parameter.empty)
+        own_method = inspect.ismethod(value) and value.__self__ is thing
+        if (
+            parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+            or value is parameter.empty
+            or own_method
+        ):
             problems.append(f"{owner} keeps no attribute '{name}', so its argument of that name is unknown")
             continue
-        value = getattr(thing, name)
         if value is None and parameter.default is None:
             continue
         arguments[name] = _value(f"{owner}.{name}", value, problems)

@@ -160,16 +160,22 @@ class Forgetful(DualAscent):
         super().__init__(0.1)
 
 
-def test_a_scheduler_that_does_not_keep_its_arguments_is_refused_in_a_file_and_not_replayed(tmp_path):
-    guard = Guard(Constraint("c", limit=1.0, scheduler=Forgetful()))
-    with pytest.raises(ConfigurationError, match="Forgetful keeps no attribute 'horizon'"):
+class Shadowed(DualAscent):
+    def __init__(self, penalty=3):  # the name of a method
+        super().__init__(0.1)
+
+
+@pytest.mark.parametrize(("kind", "argument"), [(Forgetful, "horizon"), (Shadowed, "penalty")])
+def test_a_scheduler_that_does_not_keep_its_arguments_is_refused_in_a_file_and_not_replayed(tmp_path, kind, argument):
+    guard = Guard(Constraint("c", limit=1.0, scheduler=kind()))
+    with pytest.raises(ConfigurationError, match=f"{kind.__name__} keeps no attribute '{argument}'"):
         guard.to_toml()
     from guardrails.ledger import verify
 
     with guard.record(tmp_path / "ledger.jsonl"):
         guard.step(Rollout(costs={"c": [1.0]}))
     result = verify(tmp_path, allow_imports=True)
-    assert "keeps no attribute 'horizon'" in result.unreplayed
+    assert f"keeps no attribute '{argument}'" in result.unreplayed
     assert not result.problem
 
 
