@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, NamedTuple
 
-from guardrails.schedulers.base import LARGEST, ConstraintScheduler, check_gain
+from guardrails.schedulers.base import ConstraintScheduler, check_gain
 from guardrails.schedulers.elementwise import Ops
+from guardrails.schedulers.rows import LARGEST
 from guardrails.schedulers.wrappers import Wrapper
 
 

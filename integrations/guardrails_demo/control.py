@@ -10,6 +10,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 
 from guardrails import Constraint, Guard
+from guardrails.schedulers import PID, Margin
 from guardrails_demo.curves import Curves
 from guardrails_demo.jobs import Report
 from guardrails_sb3 import wrap
@@ -65,7 +66,7 @@ def train(*, guarded: bool, seed: int, quick: bool, report: Report) -> Curves:
         lambda: SpeedLimit(gym.make("Hopper-v5", max_episode_steps=EPISODE), SPEED_LIMIT), N_ENVS, seed=seed
     )
     model = PPO("MlpPolicy", env, n_steps=256, batch_size=128, n_epochs=5, learning_rate=1e-3, seed=seed, device="cpu")
-    guard = Guard(Constraint("cost", limit=LIMIT)) if guarded else None
+    guard = Guard(Constraint("cost", limit=LIMIT, scheduler=Margin(PID(), 0.1))) if guarded else None
     if guard:
         model = wrap(model, guard)
     curves = Curves("control", guarded, LIMIT)
