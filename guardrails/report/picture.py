@@ -72,17 +72,26 @@ def _column(run: RunView, axes: list[Axes], constraints: list[str], gates: list[
         axis.grid(axis="y", color="#eeebe5", linewidth=0.8)
         axis.set_axisbelow(True)
     for row, name in enumerate(constraints):
-        for constraint in run.constraints:
-            if constraint.name == name:
-                _cost(constraint, xs, axes[2 * row])
-                _line(axes[2 * row + 1], xs, constraint.multiplier, _LAMBDA)
-        axes[2 * row].set_ylabel(_plain(name))
-        axes[2 * row + 1].set_ylabel("multiplier λ")
-    for row, name in enumerate(gates, start=2 * len(constraints)):
-        for gate in run.gates:
-            if gate.name == name:
-                _level(run, gate, xs, axes[row])
-        axes[row].set_ylabel(f"level of {_plain(name)}")
+        cost, multiplier = axes[2 * row : 2 * row + 2]
+        cost.set_ylabel(_plain(name))
+        multiplier.set_ylabel("multiplier λ")
+        constraint = next((part for part in run.constraints if part.name == name), None)
+        if constraint is None:
+            _absent(cost)
+            continue
+        _cost(constraint, xs, cost)
+        _line(multiplier, xs, constraint.multiplier, _LAMBDA)
+    for name, axis in zip(gates, axes[2 * len(constraints) :], strict=True):
+        axis.set_ylabel(f"level of {_plain(name)}")
+        gate = next((part for part in run.gates if part.name == name), None)
+        if gate is None:
+            _absent(axis)
+            continue
+        _level(run, gate, xs, axis)
+
+
+def _absent(axis: Axes) -> None:
+    axis.text(0.5, 0.5, "not in this run", transform=axis.transAxes, ha="center", va="center", color="#67635c")
 
 
 def _cost(part: ConstraintView, xs: list[float], axis: Axes) -> None:

@@ -105,13 +105,13 @@ const listed = (trace) => (trace.low.length ? [trace.mean, trace.low, trace.high
 // --- a chart: lines, bands and steps over the run's points, redrawn when its width changes
 
 function path(xs, ys, x, y, stepped) {
-  let text = "", pen = false, lastY = 0;
+  let text = "", pen = false;
   ys.forEach((value, i) => {
     if (value === null) { pen = false; return; }
     const px = x(xs[i]).toFixed(1), py = y(value).toFixed(1);
     if (!pen) text += `M${px} ${py}`;
     else text += stepped ? `H${px}V${py}` : `L${px} ${py}`;
-    pen = true; lastY = py;
+    pen = true;
   });
   return text;
 }
@@ -236,11 +236,9 @@ function draws({ event, value }, x, y, floor) {
 const names = (kind) => [...new Set(runs.flatMap((run) => run[kind].map((part) => part.name)))];
 
 function each(kind, name, build) {
-  return make("div", { class: "grid" }, runs.map((run) => {
-    const part = run[kind].find((candidate) => candidate.name === name);
-    return make("article", { class: "card" }, many ? make("h3", {}, run.name) : null,
-      part ? build(run, part) : make("p", { class: "note" }, "This run has none of that name."));
-  }));
+  const having = runs.map((run) => [run, run[kind].find((part) => part.name === name)]).filter(([, part]) => part);
+  return make("div", { class: "grid" }, having.map(([run, part]) =>
+    make("article", { class: "card" }, many ? make("h3", {}, run.name) : null, build(run, part))));
 }
 
 function constraint(name) {
