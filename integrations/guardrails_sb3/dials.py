@@ -137,11 +137,6 @@ def _check_actions(model: OnPolicyAlgorithm, ends: tuple[float, float]) -> None:
     name, space = type(model).__name__, model.action_space
     if not isinstance(space, spaces.Box):
         raise AttachError(f"Dial 'action_scale' scales continuous actions, but this {name} acts in {space}.")
-    if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
-        raise AttachError(
-            f"Dial 'action_scale' scales about the centre of the action space, but {space} has none. Bound the actions "
-            "with gymnasium.wrappers.RescaleAction, say."
-        )
     if min(ends) <= 0.0 or max(ends) > 1.0:
         raise AttachError(
             f"Dial 'action_scale' moves between {ends[0]:g} and {ends[1]:g}; give values in (0, 1], where 1 is the "

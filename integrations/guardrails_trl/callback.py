@@ -19,6 +19,7 @@ from guardrails.ledger import Ledger
 from guardrails_transformers import load_guard, save_guard
 from guardrails_trl.advantages import mix
 from guardrails_trl.costs import cost_functions, is_async
+from guardrails_trl.dials import Dials
 from guardrails_trl.seams import GENERATE_AND_SCORE, RESUME, SCORE, Host
 
 logger = logging.getLogger(__name__)
@@ -28,12 +29,13 @@ PREFIX = "guardrails/"
 
 
 class _Scored(NamedTuple):
-    """What the host just scored: gathered over all processes, except for the last two."""
+    """What the host just scored: gathered over all processes, except for the last three."""
 
     rewards: Tensor
     costs: dict[str, Tensor]
     completion_ids: list[list[int]]
     texts: tuple[list[Any], list[Any]]
+    inputs: list[dict[str, Any]]
 
 
 class GuardrailsCallback(TrainerCallback):
@@ -47,6 +49,11 @@ class GuardrailsCallback(TrainerCallback):
     A constraint's ``cost`` is a function with the signature of a TRL reward function, plain or asynchronous, or
     several, whose values are summed. ``None`` or NaN for a completion counts as a violation. A completion that no
     reward function scored has A_r = 0, as in TRL, and its cost still counts.
+
+    Metrics may read rewards and costs; on one process also lengths, prompts, completions, the data set's rows as
+    infos, and ``entropy`` and ``kl`` where the host computes them anyway: RLOO the first, GRPO both where a batch
+    is used for more than one update. Dials: ``beta``, ``temperature``, ``max_completion_length``; see
+    `guardrails_trl.dials`.
 
     Constructing it attaches the guard; ``trainer.add_callback`` must follow. Multipliers are saved into every
     checkpoint as ``guardrails.json``, and ``trainer.train(resume_from_checkpoint=...)`` restores them.
@@ -82,7 +89,9 @@ class GuardrailsCallback(TrainerCallback):
         self._functions = {part.name: cost_functions(part, columns, host.name) for part in guard.constraints}
         self._has_async = any(is_async(function) for functions in self._functions.values() for function in functions)
         guard.check_columns(host.rollout_columns | set(self._functions), f"the {host.name} host")
-        guard.attach(host.name)
+        dials = Dials(trainer, guard, host.name)
+        guard.attach(host.name, dials=dials.available)
+        self._dials = dials
         self._host: Host | None = host
         self._guard = guard
         self._missing_ok = missing_ok
@@ -108,6 +117,7 @@ class GuardrailsCallback(TrainerCallback):
         if host is None:
             return
         host.unwrap()
+        self._dials.restore()
         host.forget(PREFIX)
         while host.has_callback(self):
             host.trainer.remove_callback(self)
@@ -177,14 +187,12 @@ class GuardrailsCallback(TrainerCallback):
         n_rewards = columns.shape[1] - len(functions)
         rewards, remaining = columns[:, :n_rewards], columns[:, n_rewards:]
         sizes = [len(parts) for parts in self._functions.values()]
-        costs = {
-            name: part.sum(dim=1)
-            for name, part in zip(self._functions, torch.split(remaining, sizes, dim=1), strict=True)
-        }
+        columns_of = torch.split(remaining, sizes, dim=1) if sizes else ()
+        costs = {name: part.sum(dim=1) for name, part in zip(self._functions, columns_of, strict=True)}
         total = host.total_rewards(rewards)
         if total.isnan().any():
             _warn_unscored(host, columns, n_rewards, prompts, completions)
-        self._scored = _Scored(total, costs, completion_ids_list, (prompts, completions))
+        self._scored = _Scored(total, costs, completion_ids_list, (prompts, completions), inputs)
         return rewards
 
     def _generate_and_score(self, original: Callable[..., Any], inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -195,7 +203,13 @@ class GuardrailsCallback(TrainerCallback):
                 "A guard is attached to this trainer, but its callback was not added. Call "
                 "trainer.add_callback(callback) before trainer.train(), or callback.detach()."
             )
-        output: dict[str, Any] = original(inputs)
+        self._dials.before(self._guard.dials)
+        try:
+            return self._guarded(host, original(inputs))
+        finally:
+            self._dials.after(self._guard.dials)
+
+    def _guarded(self, host: Host, output: dict[str, Any]) -> dict[str, Any]:
         scored, self._scored = self._scored, None
         if scored is None:
             raise AttachError(f"{host.name} produced completions without scoring them; a guard cannot act on that.")
@@ -216,6 +230,8 @@ class GuardrailsCallback(TrainerCallback):
             lengths=[len(ids) for ids in scored.completion_ids] if alone else None,
             prompts=scored.texts[0] if alone else None,
             completions=scored.texts[1] if alone else None,
+            infos=scored.inputs if alone else None,
+            **(host.divergences(output) if self._guard.requires & {"entropy", "kl"} else {}),
         )
         decision = self._guard.step(rollout)
         host.log("train", {f"{PREFIX}{name}": value for name, value in decision.metrics().items()})

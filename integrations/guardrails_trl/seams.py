@@ -84,7 +84,46 @@ class Host:
     @property
     def rollout_columns(self) -> set[str]:
         """Columns of the rollouts a guard sees here: with several processes only what the host gathers anyway."""
-        return {"rewards", "costs"} | ({"lengths", "prompts", "completions"} if self.is_alone else set())
+        columns = {"rewards", "costs"}
+        if self.is_alone:
+            columns |= {"lengths", "prompts", "completions", "infos"}
+            columns |= {"entropy"} if self._has_old_log_probs else set()
+            columns |= {"kl"} if self._has_old_log_probs and self._is_grpo and self.trainer.beta != 0.0 else set()
+        return columns
+
+    @property
+    def _is_grpo(self) -> bool:
+        return isinstance(self.trainer, GRPOTrainer)
+
+    @property
+    def _has_old_log_probs(self) -> bool:
+        """Whether the host computes the log-probabilities of what it has just sampled: RLOO does, GRPO where it must.
+
+        That is where a batch is used for several updates, or where vLLM sampled it.
+        """
+        trainer = self.trainer
+        if not self._is_grpo:
+            return True
+        steps = trainer.args.steps_per_generation * trainer.num_iterations
+        corrects = trainer.use_vllm and trainer.vllm_importance_sampling_correction
+        return bool(trainer.args.gradient_accumulation_steps % steps != 0 or corrects)
+
+    def divergences(self, output: dict[str, Any]) -> dict[str, list[float]]:
+        """Return ``entropy`` and ``kl`` per completion, in nats per token, from what the host computed for a batch.
+
+        Entropy is estimated by -log π of the sampled tokens; the divergence by exp(r) - r - 1 with
+        r = log π_ref - log π, as the host's own ``kl`` is. Both are at the temperature of sampling.
+        """
+        mask = output["completion_mask"]
+        n_tokens = mask.sum(dim=1).clamp(min=1)
+        if not self._is_grpo:
+            return {"entropy": (-output["old_logps"] / n_tokens).tolist()}
+        policy = output["old_per_token_logps"]
+        columns = {"entropy": (-(policy * mask).sum(dim=1) / n_tokens).tolist()}
+        if "ref_per_token_logps" in output:
+            ratio = output["ref_per_token_logps"] - policy
+            columns["kl"] = (((ratio.exp() - ratio - 1.0) * mask).sum(dim=1) / n_tokens).tolist()
+        return columns
 
     def has_callback(self, callback: Any) -> bool:
         """Whether ``callback`` was added to the trainer."""

@@ -1,0 +1,152 @@
+"""Dials of a TRL host: the weight of the divergence from the reference, sampling temperature, completion length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import trl
+from trl.trainer.grpo_trainer import GRPOTrainer
+
+from guardrails import AttachError, Dial, Guard
+from guardrails.competence import Between
+
+BETA, TEMPERATURE, LENGTH = "beta", "temperature", "max_completion_length"
+
+
+class Dials:
+    """What a guard turns on a trainer: `before` each generation, and `after` it has decided.
+
+    - ``beta``, the weight of the KL term. GRPO reads it in the loss, so a new value holds for the batch it was
+      decided on. RLOO subtracts the term from the rewards when it scores, so there it holds from the next batch on.
+      On GRPO a value of 0 saves no forward pass of the reference model, which has to stand by.
+    - ``temperature`` of sampling, from the next batch on, in generation and in the log-probabilities of the loss.
+    - ``max_completion_length`` in tokens, rounded, from the next batch on.
+
+    Evaluation generates with the values in force too.
+
+    Args:
+        trainer: a trainer of TRL.
+        guard: has the dials; looking at it changes nothing.
+        host: what errors call the trainer.
+
+    Raises:
+        AttachError: if a dial cannot turn on this trainer as it was built, or its range is of no use there.
+    """
+
+    def __init__(self, trainer: Any, guard: Guard, host: str) -> None:
+        self._trainer = trainer
+        parts = {part.name: part.value for part in guard.parts if isinstance(part, Dial)}
+        checks: dict[str, Callable[[Any, Between, str], None]] = {
+            BETA: _check_beta,
+            TEMPERATURE: _check_temperature,
+            LENGTH: _check_length,
+        }
+        self.available = tuple(checks)
+        self._names = [name for name in checks if name in parts]
+        for name in self._names:
+            checks[name](trainer, parts[name], host)
+        self._initial = {name: getattr(trainer, name) for name in self._names}
+        self._heads = _temperature_cells(trainer, host) if TEMPERATURE in self._names else []
+
+    def before(self, values: Mapping[str, float]) -> None:
+        """Set what a generation reads; ``values`` are the dials in force."""
+        for name in self._names:
+            if name == BETA and isinstance(self._trainer, GRPOTrainer):
+                # With a beta of 0 the host would skip the reference, and could not raise beta on this batch.
+                self._set(BETA, self._initial[BETA])
+            else:
+                self._set(name, values[name])
+
+    def after(self, values: Mapping[str, float]) -> None:
+        """Set what the losses on the batch read; ``values`` are the dials in force."""
+        if BETA in self._names:
+            self._set(BETA, values[BETA])
+
+    def restore(self) -> None:
+        """Put back what the trainer had before."""
+        for name, value in self._initial.items():
+            self._set(name, value)
+
+    def _set(self, name: str, value: float) -> None:
+        trainer = self._trainer
+        if name == LENGTH:
+            value = round(value)
+        setattr(trainer, name, value)
+        if name != BETA:
+            key = "max_new_tokens" if name == LENGTH else name
+            setattr(trainer.generation_config, key, value)
+            trainer.generation_kwargs[key] = value
+        if name == TEMPERATURE:
+            for cell in self._heads:
+                cell.cell_contents = value
+
+
+def _check_beta(trainer: Any, value: Between, host: str) -> None:
+    if trainer.beta == 0.0:
+        raise AttachError(
+            f"Dial 'beta' has nothing to weigh on this {host}: it was built with beta=0, so no reference model was "
+            "loaded. Build it with a beta above 0, such as the dial's tight end."
+        )
+
+
+def _check_temperature(trainer: Any, value: Between, host: str) -> None:
+    _check_generation(trainer, TEMPERATURE, TEMPERATURE, host)
+    if min(value.tight, value.loose) <= 0.0:
+        raise AttachError("Dial 'temperature' reaches 0, where there is nothing left to sample. Give values above 0.")
+
+
+def _check_length(trainer: Any, value: Between, host: str) -> None:
+    _check_generation(trainer, LENGTH, "max_new_tokens", host)
+    if min(value.tight, value.loose) < 1.0:
+        raise AttachError(
+            "Dial 'max_completion_length' reaches less than one token. Give whole numbers of tokens, at least 1."
+        )
+
+
+def _check_generation(trainer: Any, name: str, key: str, host: str) -> None:
+    other = "vLLM" if trainer.use_vllm else "its rollout_func" if getattr(trainer, "rollout_func", None) else ""
+    if other:
+        raise AttachError(
+            f"Dial '{name}' does not turn on this {host}: {other} generates, with settings of its own. Generate with "
+            "transformers, or leave out the dial."
+        )
+    config = getattr(trainer, "generation_config", None)
+    if not hasattr(trainer, "generation_kwargs") or not hasattr(config, key):
+        raise AttachError(f"{_version(host)}: it has no generation_config.{key} or no generation_kwargs. {_CURE}")
+    if getattr(config, key) != getattr(trainer, name):
+        raise AttachError(
+            f"Dial '{name}' does not turn on this {host}: its generation_kwargs set {key} to {getattr(config, key)!r} "
+            f"beside the {name} of {getattr(trainer, name)!r}. Remove it from generation_kwargs."
+        )
+
+
+def _temperature_cells(trainer: Any, host: str) -> list[Any]:
+    """Return the closure cells with the temperature at which the host's fused heads score tokens.
+
+    TRL hands it to the model's forward once, at construction. Sampling at another temperature than that of
+    the log-probabilities would be off-policy without a sign of it.
+    """
+    cells = []
+    for model in (trainer.model, trainer.ref_model):
+        if model is None:
+            continue
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        function = base.forward
+        while function is not None:
+            function = getattr(function, "__func__", function)
+            free = function.__code__.co_freevars if hasattr(function, "__code__") else ()
+            if TEMPERATURE in free:
+                cells.append(function.__closure__[free.index(TEMPERATURE)])
+                break
+            function = getattr(function, "__wrapped__", None)
+        else:
+            raise AttachError(f"{_version(host)}: the temperature of its log-probabilities has moved. {_CURE}")
+    return cells
+
+
+def _version(host: str) -> str:
+    return f"training-guardrails cannot turn the dials of the {host} of TRL {trl.__version__}"
+
+
+_CURE = "Install a version the README names as supported, or leave out the dial."
