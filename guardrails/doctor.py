@@ -26,7 +26,6 @@ NAME = "training-guardrails"
 """This distribution; what it supports is read from its metadata."""
 
 _FOR_DEVELOPERS = "dev"
-_EVERYTHING = "all"
 
 _GPU_SECONDS = 120.0
 _GPU = """
@@ -78,12 +77,13 @@ def python() -> Iterator[Finding]:
 def packages() -> Iterator[Finding]:
     """Whether the packages here are of versions that the metadata's requirements and extras allow."""
     needed: dict[str, tuple[SpecifierSet, list[str]]] = {}
-    for requirement, extra in _requirements():
-        specifier, extras = needed.get(requirement.name, (SpecifierSet(), []))
-        if extra == _EVERYTHING and extras:
-            continue  # said already by the extra that is for it
-        needed[requirement.name] = (specifier & requirement.specifier, [*extras, extra])
+    for extra, requirements in _requirements().items():
+        for requirement in requirements:
+            specifier, extras = needed.get(requirement.name, (SpecifierSet(), []))
+            needed[requirement.name] = (specifier & requirement.specifier, [*extras, extra])
+    gathering = _gathering()
     for name, (specifier, extras) in needed.items():
+        extras = [extra for extra in extras if extra not in gathering] or extras[:1]
         reason = "needed" if "" in extras else f"needed by extra {', '.join(extras)}"
         wanted = f"{name}{specifier}"
         try:
@@ -169,21 +169,29 @@ def _own() -> metadata.Distribution:
     return metadata.distribution(NAME)
 
 
-def _requirements() -> Iterator[tuple[Requirement, str]]:
-    """Yield what is required here, each with its extra, empty where it is needed always."""
+def _requirements() -> dict[str, list[Requirement]]:
+    """Return what each extra requires, the smallest extra first; under the empty name what is needed always."""
     own = _own()
-    extras = [extra for extra in own.metadata.get_all("Provides-Extra") or () if extra != _FOR_DEVELOPERS]
     required = []
     for text in own.requires or ():
         with contextlib.suppress(InvalidRequirement):  # of a newer standard than the packaging that is installed
             required.append(Requirement(text))
-    for extra in ["", *sorted(extras, key=_EVERYTHING.__eq__)]:
-        for requirement in required:
-            marker = requirement.marker
-            if canonicalize_name(requirement.name) == NAME or (extra and marker is None):
-                continue
-            if marker is None or (marker.evaluate({"extra": extra}) and not (extra and marker.evaluate({"extra": ""}))):
-                yield requirement, extra
+    always = [each for each in required if each.marker is None or each.marker.evaluate({"extra": ""})]
+    found = {}
+    for extra in own.metadata.get_all("Provides-Extra") or ():
+        if extra != _FOR_DEVELOPERS:
+            found[extra] = [
+                each
+                for each in required
+                if each not in always and each.marker is not None and each.marker.evaluate({"extra": extra})
+            ]
+    return {"": always} | dict(sorted(found.items(), key=lambda item: len(item[1])))
+
+
+def _gathering() -> set[str]:
+    """Return the extras that hold all of another, such as ``all``: which one a package is for, the other says."""
+    names = {extra: {each.name for each in found} for extra, found in _requirements().items() if extra}
+    return {extra for extra, held in names.items() for other, part in names.items() if other != extra and part < held}
 
 
 def _changed() -> Iterator[str]:

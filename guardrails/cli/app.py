@@ -14,6 +14,10 @@ app = typer.Typer(
     help="Adaptive constraints for existing trainers.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    epilog=(
+        "Exit codes: 0 all is well; 1 something checked is not (a plug-in failed, a limit was not held, a ledger was "
+        "altered); 2 the command could not be done (wrong usage, a missing package or file); 130 interrupted."
+    ),
 )
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import sys
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,8 +22,12 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of every random draw.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="About a sixth of the steps, to see that all works.")] = False,
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/demo"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print where the results are as JSON.")] = False,
 ) -> None:
-    """Run two short real trainings, unguarded beside guarded. Exit code 1 if a limit was not held."""
+    """Run two short real trainings, unguarded beside guarded, and write the report of the guarded ones.
+
+    Exit code 0: the limits were held, or --quick. 1: one was not. 2: packages are missing.
+    """
     missing = [name for name in _DEMO_MODULES if find_spec(name) is None]
     if missing:
         typer.echo(
@@ -30,4 +37,9 @@ def demo(
         )
         raise typer.Exit(2)
     # By its name: the core imports no adapter, and the demo uses all of them.
-    raise typer.Exit(import_module("guardrails_demo").run(seed=seed, quick=quick, output=output))
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        code = import_module("guardrails_demo").run(seed=seed, quick=quick, output=output)
+    if as_json:
+        written = {name: str(output / name) for name in ("demo.json", "demo.png", "report.html")}
+        typer.echo(json.dumps({"ok": code == 0, "quick": quick, "written": written}, indent=2))
+    raise typer.Exit(code)

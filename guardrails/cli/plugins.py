@@ -19,7 +19,10 @@ from guardrails.cli.app import app
 def list_plugins(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """List the plug-ins found, what each brings and what failed. Exit code 1 if any failed."""
+    """List the plug-ins found, what each brings and what failed.
+
+    Exit code 0: all loaded. 1: one failed.
+    """
     with contextlib.redirect_stdout(sys.stderr):  # what a plug-in prints when imported is not the listing
         found = plugins.found()
     if as_json:
