@@ -14,6 +14,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from guardrails.ledger import files
+from guardrails.report import collect, page
 from guardrails_demo.curves import Curves
 from guardrails_demo.jobs import Job, run_all
 
@@ -21,7 +23,9 @@ __all__ = ["run"]
 
 
 def run(*, seed: int, quick: bool, output: Path) -> int:
-    """Run both tasks with and without a guard; write ``demo.json``, ``demo.png`` and ``demo.log`` into ``output``.
+    """Run both tasks with and without a guard; write the results into ``output``.
+
+    They are ``demo.json``, ``demo.png``, ``demo.log``, a ledger of each guarded run and ``report.html`` of both.
 
     Args:
         seed: seed of every training.
@@ -34,17 +38,24 @@ def run(*, seed: int, quick: bool, output: Path) -> int:
     console = Console()
     started = time.monotonic()
     output.mkdir(parents=True, exist_ok=True)
-    jobs = [Job(task, guarded, seed, quick) for task in ("language", "control") for guarded in (False, True)]
+    ledgers = {task: output / task / "ledger.jsonl" for task in ("language", "control")}
+    for ledger in ledgers.values():
+        for path in files(ledger) if ledger.exists() else ():
+            path.unlink()  # it would be continued
+    jobs = [Job(task, guarded, seed, quick, ledger) for task, ledger in ledgers.items() for guarded in (False, True)]
     console.print("Four short trainings on the CPU: each task unguarded and guarded.")
     curves = run_all(jobs, console, output / "demo.log")
     (output / "demo.json").write_text(json.dumps([asdict(curve) for curve in curves]))
     from guardrails_demo.picture import draw
 
     draw(curves, output / "demo.png")
+    views = [collect(ledger, name=f"{task}, guarded") for task, ledger in ledgers.items()]
+    (output / "report.html").write_text(page(views), encoding="utf-8")
     console.print(table(jobs, curves))
     if quick:
         console.print("--quick stops long before the limits are reached; run without it to see them held.")
     console.print(f"Picture: {output / 'demo.png'}   ({time.monotonic() - started:.0f} s)")
+    console.print(f"Report:  {output / 'report.html'}   every decision of the guarded runs, with its reason")
     held = all(curve.held for curve in curves if curve.guarded)
     return 0 if held or quick else 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
@@ -59,7 +60,7 @@ class Recorder(BaseCallback):
         self.report(self.num_timesteps, self.total)
 
 
-def train(*, guarded: bool, seed: int, quick: bool, report: Report) -> Curves:
+def train(*, guarded: bool, seed: int, quick: bool, ledger: Path, report: Report) -> Curves:
     """Train once and return what was measured."""
     total = QUICK_TIMESTEPS if quick else TIMESTEPS
     env = make_vec_env(
@@ -68,7 +69,7 @@ def train(*, guarded: bool, seed: int, quick: bool, report: Report) -> Curves:
     model = PPO("MlpPolicy", env, n_steps=256, batch_size=128, n_epochs=5, learning_rate=1e-3, seed=seed, device="cpu")
     guard = Guard(Constraint("cost", limit=LIMIT, scheduler=Margin(PID(), 0.1))) if guarded else None
     if guard:
-        model = wrap(model, guard)
+        model = wrap(model, guard, ledger=ledger)
     curves = Curves("control", guarded, LIMIT)
     model.learn(total, callback=Recorder(curves, guard, total, report))
     env.close()

@@ -22,12 +22,13 @@ Report = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Job:
-    """One training: which task, with or without a guard, from which seed."""
+    """One training: which task, with or without a guard, from which seed, and where a guarded one is recorded."""
 
     task: str
     guarded: bool
     seed: int
     quick: bool
+    ledger: Path
 
     @property
     def title(self) -> str:
@@ -42,7 +43,7 @@ def train(job: Job, report: Report) -> Curves:
         from guardrails_demo.language import train as run
     else:
         from guardrails_demo.control import train as run
-    return run(guarded=job.guarded, seed=job.seed, quick=job.quick, report=report)
+    return run(guarded=job.guarded, seed=job.seed, quick=job.quick, ledger=job.ledger, report=report)
 
 
 def run_all(jobs: list[Job], console: Console, log: Path, *, workers: int = 2) -> list[Curves]:

@@ -17,14 +17,14 @@ STEPS, QUICK_STEPS = 120, 15
 PROMPTS, GENERATIONS = 16, 8
 
 
-def train(*, guarded: bool, seed: int, quick: bool, report: Report) -> Curves:
+def train(*, guarded: bool, seed: int, quick: bool, ledger: Path, report: Report) -> Curves:
     """Train once and return what was measured."""
     os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     with tempfile.TemporaryDirectory() as folder:
-        return _train(Path(folder), guarded, seed, QUICK_STEPS if quick else STEPS, report)
+        return _train(Path(folder), guarded, seed, QUICK_STEPS if quick else STEPS, ledger, report)
 
 
-def _train(folder: Path, guarded: bool, seed: int, steps: int, report: Report) -> Curves:
+def _train(folder: Path, guarded: bool, seed: int, steps: int, ledger: Path, report: Report) -> Curves:
     from trl import GRPOConfig, GRPOTrainer
 
     from guardrails_trl import GuardrailsCallback, toy
@@ -61,6 +61,6 @@ def _train(folder: Path, guarded: bool, seed: int, steps: int, report: Report) -
     model = toy.build(folder / "model", seed=seed)
     trainer = GRPOTrainer(model, reward, args=args, train_dataset=toy.dataset(1024, seed=seed))
     if guard:
-        trainer.add_callback(GuardrailsCallback(trainer, guard))
+        trainer.add_callback(GuardrailsCallback(trainer, guard, ledger=ledger))
     trainer.train()
     return curves
