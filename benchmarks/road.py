@@ -1,4 +1,3 @@
-# ruff: noqa: D102  (the methods are those of the host's VecEnv)
 """A curved road, for experiments with gates: pace pays and must be earned by steering, until the steering changes.
 
 One vector environment in numpy, fast enough for many short runs. Action: pace v = |a_0| and steering a_1; the

@@ -13,7 +13,7 @@ from guardrails_demo.curves import Curves
 from guardrails_demo.jobs import Report
 
 LIMIT = 0.5
-STEPS, QUICK_STEPS = 120, 15
+STEPS, QUICK_STEPS = 150, 25
 PROMPTS, GENERATIONS = 16, 8
 
 
