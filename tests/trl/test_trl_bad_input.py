@@ -40,7 +40,6 @@ def cost_by_place(completions, /, **kwargs):
         (cost_of_another_column, "reads column 'harm_label'.*Columns here: answer, completion_ids"),
         (cost_by_place, "cannot take .'completions'. by place"),
     ],
-    ids=str,
 )
 def test_a_cost_the_host_cannot_score_is_refused_at_attach(trainer, cost, message):
     attributes = dict(vars(trainer))
