@@ -36,6 +36,7 @@ class Schedule(Gate):
     """Opens with time alone: evenly over the first quarter of the run."""
 
     def judge(self, state, evidence):
+        """Return the next state and what was decided."""
         gathered, _ = self._gather(state, evidence)
         done = gathered.total_rows / (UPDATES * ENVS * STEPS / 25 / 4)
         return _at(self, gathered, min(int(done * RUNGS), RUNGS))
@@ -45,6 +46,7 @@ class MovingAverage(Gate):
     """Opens one rung when the mean of the last `window` scores is at or above the threshold, else closes one."""
 
     def judge(self, state, evidence):
+        """Return the next state and what was decided."""
         gathered, _ = self._gather(state, evidence)
         if gathered.rung_rows < self.breaks.window:
             return _at(self, gathered, gathered.rung)
@@ -93,7 +95,7 @@ def train(arm, seed):
     step = guard.step
 
     def observed(rollout):
-        before = guard.constraints[0].limit
+        before, acting = guard.constraints[0].limit, _Acting(model, guard)
         decision = step(rollout)
         after = guard.constraints[0].limit
         series["return"].append(float(rollout.rewards.mean()))
@@ -101,8 +103,9 @@ def train(arm, seed):
         series["failed"].append(float(np.mean([info["failed"] for info in rollout.infos])))
         series["limit"].append(after)
         if after > before:
-            # What a relaxation rests on: the policy in force now, on episodes nobody has seen.
-            climbs.append([decision.step, success(_Scaled(model, guard), env.gain, seed=1000 + decision.step)])
+            # The policy in force on episodes nobody has seen: as it acted before the relaxation, and as it acts now.
+            shares = [success(each, env.gain, seed=1000 + decision.step) for each in (acting, _Acting(model, guard))]
+            climbs.append([decision.step, *shares])
         if decision.step == CHANGE:
             env.gain = GAINS[1]
         return decision
@@ -116,7 +119,7 @@ def train(arm, seed):
     return {"arm": arm, "seed": seed, **{k: np.round(v, 4).tolist() for k, v in series.items()}, "climbs": climbs}
 
 
-class _Scaled:
+class _Acting:
     """A model's policy as it acts in its environments."""
 
     def __init__(self, model, guard):
@@ -156,7 +159,8 @@ def figures(record):
         "failed before": 100 * rate[:CHANGE].mean(),
         f"failed in {AFTER} updates after": 100 * rate[CHANGE : CHANGE + AFTER].mean(),
         "relaxations": len(record["climbs"]) if moves else np.nan,
-        "of these false": sum(share < AT_LEAST for _, share in record["climbs"]) if moves else np.nan,
+        "of these false": sum(before < AT_LEAST for _, before, _ in record["climbs"]) if moves else np.nan,
+        "of these too far": sum(after < AT_LEAST for _, _, after in record["climbs"]) if moves else np.nan,
         "episodes to close": (closed[0] + 1) * episodes if moves and closed.size else np.nan,
         "updates to open again": reopened[0] if reopened.size else np.nan,
     }

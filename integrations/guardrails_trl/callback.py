@@ -187,8 +187,10 @@ class GuardrailsCallback(TrainerCallback):
         n_rewards = columns.shape[1] - len(functions)
         rewards, remaining = columns[:, :n_rewards], columns[:, n_rewards:]
         sizes = [len(parts) for parts in self._functions.values()]
-        columns_of = torch.split(remaining, sizes, dim=1) if sizes else ()
-        costs = {name: part.sum(dim=1) for name, part in zip(self._functions, columns_of, strict=True)}
+        costs = {
+            name: part.sum(dim=1)
+            for name, part in zip(self._functions, torch.split(remaining, sizes, dim=1), strict=True)
+        }
         total = host.total_rewards(rewards)
         if total.isnan().any():
             _warn_unscored(host, columns, n_rewards, prompts, completions)

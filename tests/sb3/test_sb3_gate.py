@@ -99,6 +99,16 @@ def test_nothing_is_kept_where_no_metric_reads_it(tmp_path):
     }
 
 
+def test_a_learn_that_was_stopped_leaves_no_half_trajectories_for_the_next():
+    metric = Scripted(requires=("actions",))
+    guard = Guard(Constraint("cost", limit=Gate(Require(metric, at_least=0.5)).between(1.0, 2.0)))
+    model = drift_model(guard, vec(2, kind=Drift, length=25))
+    model.learn(80, callback=lambda locals_, globals_: model.num_timesteps < 20)
+    model.learn(80)
+    assert [len(actions) for actions in kept(metric, "actions")] == [25, 28]
+    assert metric.seen[0].lengths.tolist() == [25, 28]
+
+
 def test_action_variance_tells_a_steady_policy_from_a_shaky_one():
     scores = []
     for log_std in (-4.0, 1.0):

@@ -103,9 +103,11 @@ def test_beta_of_rloo_holds_from_the_next_batch_on(random_model, tmp_path):
 def test_completion_length_and_temperature_turn_from_the_next_batch_on_and_are_restored(random_model, tmp_path, kind):
     metric = Scripted(0.0, 1.0, 0.0, requires=("lengths", "completions", "entropy"))
     gate = quick(metric)
-    dials = Dial("max_completion_length", gate.between(2, 5)), Dial("temperature", gate.between(1e-4, 2.0))
+    dials = Dial("max_completion_length", gate.between(2, 5)), Dial("temperature", gate.between(1e-4, 1.0))
     twice = {"num_iterations": 2} if kind == "grpo" else {}
-    trainer, callback = guarded(random_model, tmp_path, *dials, kind=kind, max_steps=8 if twice else 4, **twice)
+    # Of the library's own default of 1 generation believes the model's settings, so the way there is the hard one.
+    settings = {"kind": kind, "max_steps": 8 if twice else 4, "temperature": 1e-4} | twice
+    trainer, callback = guarded(random_model, tmp_path, *dials, **settings)
     before = (trainer.temperature, trainer.max_completion_length, trainer.generation_config.to_dict())
     before_kwargs = dict(trainer.generation_kwargs)
     scored, before_weights = scores(trainer), weights(trainer)
@@ -117,7 +119,7 @@ def test_completion_length_and_temperature_turn_from_the_next_batch_on_and_are_r
     # Entropy is taken from the host's own log-probabilities: near 0 where it scores at the temperature it sampled at,
     # and about log(28) for words drawn evenly.
     assert cold.entropy.max() < 0.5
-    assert hot.entropy.mean() > 2.5
+    assert 2.5 < hot.entropy.mean() < 4.0
     callback.detach()
     assert (trainer.temperature, trainer.max_completion_length, trainer.generation_config.to_dict()) == before
     assert trainer.generation_kwargs == before_kwargs
