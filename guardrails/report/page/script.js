@@ -156,7 +156,7 @@ function chart(run, { label, series, domain, height = 190, rug, marks = [], desc
       parts.push(make("line", { class: "gridline", x1: left, x2: width - right, y1: py, y2: py }));
       parts.push(make("text", { x: left - 6, y: Number(py) + 4, "text-anchor": "end" }, show(tick)));
     }
-    if (axis) for (const tick of ticks(steps[0], steps[1], Math.max(3, width / 110)).filter(Number.isInteger))
+    if (axis) for (const tick of ticks(steps[0], steps[1], Math.max(4, width / 110)).filter(Number.isInteger))
       parts.push(make("text", { x: x(tick).toFixed(1), y: height - 4, "text-anchor": "middle" }, show(tick)));
     for (const { tone, trace, band, dashed, stepped } of series) {
       if (band) parts.push(make("path", { class: `area ${tone}`, d: area(xs, band[0], band[1], x, y) }));
@@ -288,7 +288,7 @@ function gate(name) {
       const place = (step) => run.last.findIndex((last) => last >= step);
       const count = (kind) => String(moves.filter((event) => event.kind === kind).length);
       return [
-        facts([["level", show(part.level.mean.at(-1)), `of ${part.rungs} rungs`], ["climbs", count("climb")], ["falls", count("fall")], ["freezes", count("frozen")]]),
+        facts([["level", show(part.level.mean.at(-1)), `in ${part.rungs} rungs`], ["climbs", count("climb")], ["falls", count("fall")], ["freezes", count("frozen")]]),
         chart(run, {
           label: `Level of ${name} in ${run.name}`, domain: [-0.04, 1.06], height: 150, axis: part.requirements.length === 0,
           series: [{ name: "level", tone: "level", trace: part.level, stepped: true }],
