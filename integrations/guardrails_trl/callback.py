@@ -91,7 +91,7 @@ class GuardrailsCallback(TrainerCallback):
         guard.check_columns(host.rollout_columns | set(self._functions), f"the {host.name} host")
         dials = Dials(trainer, guard, host.name)
         guard.attach(host.name, dials=dials.available)
-        self._dials = dials
+        self._dials: Dials | None = dials
         self._host: Host | None = host
         self._guard = guard
         self._missing_ok = missing_ok
@@ -117,7 +117,9 @@ class GuardrailsCallback(TrainerCallback):
         if host is None:
             return
         host.unwrap()
-        self._dials.restore()
+        if self._dials is not None:
+            self._dials.restore()
+        self._dials = None
         host.forget(PREFIX)
         while host.has_callback(self):
             host.trainer.remove_callback(self)
@@ -205,11 +207,13 @@ class GuardrailsCallback(TrainerCallback):
                 "A guard is attached to this trainer, but its callback was not added. Call "
                 "trainer.add_callback(callback) before trainer.train(), or callback.detach()."
             )
-        self._dials.before(self._guard.dials)
+        if self._dials is not None:
+            self._dials.before(self._guard.dials)
         try:
             return self._guarded(host, original(inputs))
         finally:
-            self._dials.after(self._guard.dials)
+            if self._dials is not None:  # else it was detached meanwhile, and the trainer has its own values back
+                self._dials.after(self._guard.dials)
 
     def _guarded(self, host: Host, output: dict[str, Any]) -> dict[str, Any]:
         scored, self._scored = self._scored, None

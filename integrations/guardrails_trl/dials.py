@@ -76,7 +76,6 @@ class Dials:
         if name != BETA:
             key = "max_new_tokens" if name == LENGTH else name
             setattr(trainer.generation_config, key, value)
-            trainer.generation_kwargs[key] = value
         if name == TEMPERATURE:
             for cell in self._heads:
                 cell.cell_contents = value
@@ -112,8 +111,8 @@ def _check_generation(trainer: Any, name: str, key: str, host: str) -> None:
             "transformers, or leave out the dial."
         )
     config = getattr(trainer, "generation_config", None)
-    if not hasattr(trainer, "generation_kwargs") or not hasattr(config, key):
-        raise AttachError(f"{_version(host)}: it has no generation_config.{key} or no generation_kwargs. {_CURE}")
+    if not hasattr(config, key):
+        raise AttachError(f"{_version(host)}: it has no generation_config.{key}. {_CURE}")
     if getattr(config, key) != getattr(trainer, name):
         raise AttachError(
             f"Dial '{name}' does not turn on this {host}: its generation_kwargs set {key} to {getattr(config, key)!r} "
