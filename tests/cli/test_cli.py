@@ -48,6 +48,7 @@ def run(tmp_path):
             text=True,
             env=environment,
             cwd=tmp_path,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
         )
         if not wait:
             return process

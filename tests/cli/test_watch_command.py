@@ -2,6 +2,7 @@ import io
 import json
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -151,9 +152,17 @@ def test_ctrl_c_leaves_a_live_terminal_quietly(guard, tmp_path):
     step(guard, 0.9)
     guard.ledger.flush()
     terminal, end = pty.openpty()
-    process = subprocess.Popen([*WATCH, tmp_path, "--interval", "0.05"], stdout=end, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*WATCH, tmp_path, "--interval", "0.05"],
+        stdout=end,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TERM": "xterm-256color"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+    )
     shown = b""
     while b"step 2" not in shown:
+        assert select.select([terminal], [], [], 60)[0], shown.decode()
         shown += os.read(terminal, 4096)
         if b"step 1" in shown and guard.decision.step == 1:
             step(guard, 0.7)
