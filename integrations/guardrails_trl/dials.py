@@ -10,6 +10,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from guardrails import AttachError, Dial, Guard
 from guardrails.competence import Between
+from guardrails_trl.seams import temperature_cells
 
 BETA, TEMPERATURE, LENGTH = "beta", "temperature", "max_completion_length"
 
@@ -47,7 +48,7 @@ class Dials:
         for name in self._names:
             checks[name](trainer, parts[name], host)
         self._initial = {name: getattr(trainer, name) for name in self._names}
-        self._heads = _temperature_cells(trainer, host) if TEMPERATURE in self._names else []
+        self._heads = temperature_cells(trainer, host) if TEMPERATURE in self._names else []
 
     def before(self, values: Mapping[str, float]) -> None:
         """Set what a generation reads; ``values`` are the dials in force."""
@@ -112,40 +113,12 @@ def _check_generation(trainer: Any, name: str, key: str, host: str) -> None:
         )
     config = getattr(trainer, "generation_config", None)
     if not hasattr(config, key):
-        raise AttachError(f"{_version(host)}: it has no generation_config.{key}. {_CURE}")
+        raise AttachError(
+            f"Dial '{name}' does not turn on this {host} of TRL {trl.__version__}: it has no generation_config.{key}. "
+            "Install a version the README names as supported, or leave out the dial."
+        )
     if getattr(config, key) != getattr(trainer, name):
         raise AttachError(
             f"Dial '{name}' does not turn on this {host}: its generation_kwargs set {key} to {getattr(config, key)!r} "
             f"beside the {name} of {getattr(trainer, name)!r}. Remove it from generation_kwargs."
         )
-
-
-def _temperature_cells(trainer: Any, host: str) -> list[Any]:
-    """Return the closure cells with the temperature at which the host's fused heads score tokens.
-
-    TRL hands it to the model's forward once, at construction. Sampling at another temperature than that of
-    the log-probabilities would be off-policy without a sign of it.
-    """
-    cells = []
-    for model in (trainer.model, trainer.ref_model):
-        if model is None:
-            continue
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        function = base.forward
-        while function is not None:
-            function = getattr(function, "__func__", function)
-            free = function.__code__.co_freevars if hasattr(function, "__code__") else ()
-            if TEMPERATURE in free:
-                cells.append(function.__closure__[free.index(TEMPERATURE)])
-                break
-            function = getattr(function, "__wrapped__", None)
-        else:
-            raise AttachError(f"{_version(host)}: the temperature of its log-probabilities has moved. {_CURE}")
-    return cells
-
-
-def _version(host: str) -> str:
-    return f"training-guardrails cannot turn the dials of the {host} of TRL {trl.__version__}"
-
-
-_CURE = "Install a version the README names as supported, or leave out the dial."

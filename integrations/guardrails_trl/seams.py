@@ -255,6 +255,33 @@ def _check(trainer: Any, base: type, name: str) -> None:
             )
 
 
+def temperature_cells(trainer: Any, host: str) -> list[Any]:
+    """Return the closure cells with the temperature at which the host's fused heads score tokens.
+
+    TRL hands it to the model's forward once, at construction. Sampling at another temperature than that of
+    the log-probabilities would be off-policy without a sign of it.
+    """
+    cells = []
+    for model in (trainer.model, trainer.ref_model):
+        if model is None:
+            continue
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        function = base.forward
+        while function is not None:
+            function = getattr(function, "__func__", function)
+            free = function.__code__.co_freevars if hasattr(function, "__code__") else ()
+            if "temperature" in free:
+                cells.append(function.__closure__[free.index("temperature")])
+                break
+            function = getattr(function, "__wrapped__", None)
+        else:
+            raise AttachError(
+                f"training-guardrails cannot turn the temperature of the {host} of TRL {trl.__version__}: that of its "
+                "log-probabilities has moved. Install a version the README names as supported, or leave out the dial."
+            )
+    return cells
+
+
 class _Loop:
     """An event loop on a daemon thread, for asynchronous costs on a host that has none of its own."""
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig
 from tiny_trl import build_trainer, logged, same_weights, weights
 
 from guardrails import AttachError, CompetenceMetric, Constraint, Dial, Gate, Guard, Require
@@ -134,6 +135,24 @@ def test_completion_length_and_temperature_turn_from_the_next_batch_on_and_are_r
     assert (trainer.temperature, trainer.max_completion_length, trainer.generation_config.to_dict()) == before
     trainer.model.load_state_dict(before_weights)
     assert torch.equal(scores(trainer), scored)
+
+
+def test_temperature_turns_with_an_adapter_and_its_reference_too(random_model, tmp_path):
+    metric = Scripted(0.0, requires=("entropy", "kl"))
+    dial = Dial("temperature", quick(metric).between(1e-4, 1.0))
+    adapter = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    guarded(random_model, tmp_path, dial, peft=adapter, beta=0.1, num_iterations=2, max_steps=1)[0].train()
+    assert metric.seen[0].entropy.max() < 0.5
+    assert metric.seen[0].kl == pytest.approx(np.zeros(8), abs=1e-5)
+
+
+def test_a_temperature_that_the_log_probabilities_would_not_follow_is_refused(random_model, tmp_path):
+    trainer = build_trainer(random_model, tmp_path)
+    trainer.model.forward = lambda *args, **kwargs: None
+    guard = Guard(Dial("temperature", quick(Scripted()).between(0.5, 1.0)))
+    with pytest.raises(AttachError, match=r"cannot turn the temperature of the GRPOTrainer of TRL 1\..*has moved"):
+        GuardrailsCallback(trainer, guard)
+    assert guard.host is None
 
 
 def scores(trainer):
