@@ -129,7 +129,7 @@ class Episodes:
         self.returns += rewards.sum(axis=0)
         self.lengths += len(costs)
 
-    def take(self, columns: Mapping[str, Sequence[Any]]) -> Rollout:
+    def take(self, **columns: Sequence[Any]) -> Rollout:
         """Return the episodes that ended since the last call, one row each, with further columns of theirs."""
         ended, self._ended = self._ended, []
         sums = np.array([row[0] for row in ended]).reshape(len(ended), len(self._names))

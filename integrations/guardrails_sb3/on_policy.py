@@ -115,7 +115,7 @@ class OnPolicyGuard(BaseCallback):
         return actions.reshape(len(actions), -1)
 
     def _take(self) -> Rollout:
-        return self._episodes.take(self._trajectories.take())
+        return self._episodes.take(**self._trajectories.take())
 
     def _sum_episodes(self) -> None:
         """Add the steps since the last call to their episodes."""
