@@ -108,8 +108,9 @@ class Watch:
         ago = time.time() - when
         state = "ended" if self.ended else f"last line {ago:.0f} s ago" if ago >= 2 else "live"
         host = f"{_clean(str(self._header.get('host')))}, " if self._header.get("host") else ""
-        title = _text(f"{self._run}: {host}step {last.step}, {last.n_rows} rows, {state}")
-        return Panel(Group(*parts), title=title, title_align="left")
+        title = _text(f"{host}step {last.step}, {last.n_rows} rows, {state}")
+        run = _text(str(self._run))  # apart from the title, which a long path would push out of sight
+        return Panel(Group(*parts), title=title, title_align="left", subtitle=run, subtitle_align="left")
 
 
 def follow(watch: Watch, interval: float) -> Iterator[list[Line]]:

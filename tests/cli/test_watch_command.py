@@ -194,3 +194,12 @@ def test_no_ledger_and_one_that_vanishes_are_sentences(guard, tmp_path):
     (tmp_path / "ledger.jsonl").rename(tmp_path / "elsewhere.jsonl")
     with pytest.raises(Exception, match="can no longer be read"):
         watch.poll()
+
+
+def test_a_long_path_does_not_hide_the_step(guard, tmp_path):
+    step(guard, 0.9)
+    guard.ledger.close()
+    link = tmp_path / ("long" * 40)
+    link.symlink_to(tmp_path, target_is_directory=True)
+    done = subprocess.run([*WATCH, link, "--once"], capture_output=True, text=True, timeout=60)
+    assert "step 1, " in done.stdout
