@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from guardrails.errors import ConfigurationError
 from guardrails.rollout import FloatArray
-from guardrails.schedulers.base import check_number
+from guardrails.schedulers.base import check_number, whole_number
 
 _FRACTIONS = np.array([0.03, 0.1, 0.3, 0.6, 0.9])
 _LOG_WEIGHT = -math.log(_FRACTIONS.size)
@@ -71,7 +71,7 @@ class Break:
             _open_unit("Break", "threshold", threshold)
         self.thresholds = np.array(thresholds, dtype=np.float64)
         self.run_length = check_number("Break", "run_length", run_length, low=1.0, open_low=True)
-        self.window = int(check_number("Break", "window", window, low=1))
+        self.window = whole_number("Break", "window", window)
         self._log_alarm = math.log(2.0 * len(self.thresholds) * self.run_length)
         self._bets = (_FRACTIONS / (1.0 - self.thresholds[:, None]))[:, :, None]
 

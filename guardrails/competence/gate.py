@@ -21,7 +21,7 @@ from guardrails.decision import GateDecision, Verdict
 from guardrails.errors import ConfigurationError, StateError
 from guardrails.evidence import GateEvidence
 from guardrails.rollout import FloatArray, Rollout
-from guardrails.schedulers.base import check_number
+from guardrails.schedulers.base import check_number, whole_number
 
 _PRIOR_ROWS = 8.0
 """Weight of the threshold as a guess of the mean, until the recent window says better."""
@@ -107,9 +107,9 @@ class Gate:
         self.name = name
         self.requires = requires
         self.confidence = check_number(owner, "confidence", confidence, low=0.0, high=1.0 - 1e-12, open_low=True)
-        self.rungs = int(check_number(owner, "rungs", rungs, low=1))
-        self.dwell = int(check_number(owner, "dwell", dwell, low=0))
-        self.interval = int(check_number(owner, "interval", interval, low=1))
+        self.rungs = whole_number(owner, "rungs", rungs)
+        self.dwell = whole_number(owner, "dwell", dwell, low=0)
+        self.interval = whole_number(owner, "interval", interval)
         self.fall = fall
         self.budget_seconds = budget_seconds
         if budget_seconds is not None:

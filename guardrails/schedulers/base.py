@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Generic, TypeVar
@@ -210,11 +211,12 @@ def check_number(
     Raises:
         ConfigurationError: otherwise, naming owner, argument, value and the allowed range.
     """
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or value < low or value > high or (open_low and value == low):
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not abs(value) <= sys.float_info.max or value < low or value > high or (open_low and value == low):
         left = f"({low:g}" if open_low or low == -math.inf else f"[{low:g}"
-        right = f"{high:g})" if high == math.inf else f"{high:g}]"
-        raise ConfigurationError(f"{owner}: {name} is {value!r}; give a finite number in {left}, {right}.")
+        shown = f"{high:g}"  # an end that is rounded up here, such as 1 - 1e-12, does not belong to the range
+        right = f"{shown}]" if math.isfinite(high) and float(shown) <= high else f"{shown})"
+        raise ConfigurationError(f"{owner}: {name} is {value!r:.60}; give a finite number in {left}, {right}.")
     return float(value)
 
 
@@ -228,9 +230,9 @@ def check_share(owner: str, name: str, value: float) -> float:
     return check_number(owner, name, value, low=0.0, high=1.0 - 1e-12)
 
 
-def whole_number(owner: str, name: str, value: int) -> int:
-    """Return ``value`` if it is a positive whole number; a fraction is refused, not rounded."""
-    number = check_number(owner, name, value, low=1, high=LARGEST)
+def whole_number(owner: str, name: str, value: int, *, low: int = 1) -> int:
+    """Return ``value`` if it is a whole number in [``low``, `LARGEST`]; a fraction is refused, not rounded."""
+    number = check_number(owner, name, value, low=low, high=LARGEST)
     if number != int(number):
         raise ConfigurationError(f"{owner}: {name} is {value!r}; give a whole number.")
     return int(number)

@@ -76,6 +76,7 @@ def test_the_file_of_the_docs_is_a_guard(tmp_path):
     text = re.search(r"```toml\n(.*?)```", page, re.DOTALL)[1]
     guard = load(tmp_path, text.replace("acme.politeness", "drift"))
     assert [part.name for part in guard.parts] == ["toxicity", "length", "penalty"]
+    assert all(f"`{name}`" in page for name in WRAPPERS)
 
 
 @given(guards())
@@ -270,6 +271,7 @@ BAD = {
     "table for a text": ('scheduler = "nupi"', "scheduler = 3", 18, r"scheduler: it is 3; a table is needed"),
     "text for a scheduler's number": ("kp = 1.0", "kp = 'high'", 13, r"kp: PID: kp is 'high'"),
     "negative gain": ("kp = 1.0", "kp = -1.0", 13, r"kp: PID: kp is -1.0"),
+    "number beyond floats": ("limit = 200", f"limit = 1{'0' * 400}", 16, r"limit is 10+; give a finite number"),
     "negative limit": ("limit = 200", "limit = -200", 16, r"limit.*-200"),
     "threshold of 1": ("at_least = 0.9", "at_least = 1", 28, r"at_least is 1"),
     "loose end tighter": ("tight = 0.05", "tight = 0.5", 4, r"Give the strict value first"),
