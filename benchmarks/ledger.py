@@ -1,6 +1,6 @@
 """What a ledger costs to write, and what it takes to verify one of a million lines.
 
-    OMP_NUM_THREADS=1 python benchmarks/ledger.py                        # about five minutes
+    OMP_NUM_THREADS=1 python benchmarks/ledger.py                        # about ten minutes
     OMP_NUM_THREADS=1 python benchmarks/ledger.py --lines 10000 --json
 
 Writing is the difference of `Guard.step` with and without a ledger, in processor time, which other

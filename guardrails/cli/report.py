@@ -25,8 +25,8 @@ def report(
 ) -> None:
     """Write a self-contained HTML page of runs from their ledgers; it needs no network to be read.
 
-    Exit code 0: written. 1: written, but a ledger was altered or cut, which the page says. 2: there is no
-    ledger, or a file cannot be written.
+    Exit code 0: written. 1: written, but a ledger was altered, which the page says. 2: there is no ledger,
+    or a file cannot be written. A run that was not closed is no error here; guardrails verify tells it.
     """
     from guardrails.report import collect, page
 

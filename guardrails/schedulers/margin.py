@@ -25,7 +25,8 @@ class Margin(Wrapper):
 
     Args:
         scheduler: what sees the shifted violation.
-        margin: m ≥ 0 in scale units; with the default scale, the share of the limit to stay away from it.
+        margin: m ≥ 0 in scale units; with the default scale, the share of the limit (the tight end of one that
+            moves) to stay away from it. A cost that is never negative cannot reach an aim of 0: keep m below 1.
 
     Raises:
         ConfigurationError: if an argument is out of range.
