@@ -170,7 +170,8 @@ class Constraint:
         n_rows = costs.size
         if n_rows == 0:
             return CostEvidence(math.nan, 0.0)
-        total = float(costs.sum())
+        with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is told below, not by a warning
+            total = float(costs.sum())
         if math.isfinite(total):
             return CostEvidence(total / n_rows, _spread(costs, total / n_rows))
         finite = costs[np.isfinite(costs)]

@@ -68,5 +68,11 @@ def test_costs_whose_sum_overflows_still_have_a_finite_mean():
     assert measured.invalid_rows == 0
 
 
+@pytest.mark.parametrize("costs", [[math.inf, -math.inf], [1.7e308, 1.7e308], [math.nan, 1.0]])
+def test_costs_that_cannot_be_summed_raise_no_warning_of_numpy(costs):
+    with np.errstate(all="raise"):
+        assert math.isfinite(Constraint("c", limit=1.0).measure(np.array(costs)).cost)
+
+
 def test_no_rows_measure_nothing():
     assert math.isnan(Constraint("c", limit=1.0).measure(np.array([])).cost)
