@@ -100,7 +100,8 @@ def unwrap(model: BaseAlgorithm) -> Guard:
     The guard keeps its state and may be attached to another host.
 
     Raises:
-        AttachError: if ``model`` is not wrapped.
+        AttachError: if ``model`` is not wrapped, or if something else has replaced one of the wrapped methods
+            since; it stays wrapped then.
     """
     attachment = _Attachment.of(model)
     if attachment is None:
@@ -173,6 +174,12 @@ class _Attachment:
         vars(self._model).update(self._overlays)
 
     def remove(self) -> None:
+        for name, overlay in self._overlays.items():
+            if vars(self._model).get(name) is not overlay:
+                raise AttachError(
+                    f"{type(self._model).__name__}.{name} was replaced after the model was wrapped, so it cannot be "
+                    "put back. Undo that replacement first, then call unwrap(model)."
+                )
         for name in self._overlays:
             del vars(self._model)[name]
         vars(self._model).update(self._before)

@@ -70,6 +70,19 @@ def test_a_model_can_be_wrapped_again_after_unwrap():
     assert guard.decision.step == 1
 
 
+def test_unwrap_refuses_to_remove_what_somebody_else_put_in_the_place_of_a_method():
+    model = wrap(ppo(), cost_guard())
+    ours, calls = model.save, []
+    model.save = lambda *args, **kwargs: calls.append(args)
+    with pytest.raises(AttachError, match=r"PPO\.save was replaced"):
+        unwrap(model)
+    model.save("elsewhere")
+    assert calls, "their method is still there"
+    assert model.learn(64) is model
+    model.save = ours
+    assert unwrap(model).decision.step == 1, "it was still guarded"
+
+
 def test_unwrap_of_a_model_that_is_not_wrapped_is_an_error():
     with pytest.raises(AttachError, match="not wrapped"):
         unwrap(ppo())
