@@ -115,7 +115,7 @@ def _check_generation(trainer: Any, name: str, key: str, host: str) -> None:
     if not hasattr(config, key):
         raise AttachError(
             f"Dial '{name}' does not turn on this {host} of TRL {trl.__version__}: it has no generation_config.{key}. "
-            "Install a version the README names as supported, or leave out the dial."
+            "Install trl>=1.16,<2, or leave out the dial."
         )
     if getattr(config, key) != getattr(trainer, name):
         raise AttachError(

@@ -236,7 +236,7 @@ def _check(trainer: Any, base: type, name: str) -> None:
             "GuardrailsCallback it has; put several constraints into one Guard."
         )
     version = f"training-guardrails does not know the {base.__name__} of TRL {trl.__version__}"
-    cure = "Install a version the README names as supported."
+    cure = "Install trl>=1.16,<2 or upgrade training-guardrails."
     for method, expected in _PARAMETERS.items():
         function = getattr(base, method, None)
         if function is None or list(inspect.signature(function).parameters)[1:] != expected:
@@ -277,7 +277,7 @@ def temperature_cells(trainer: Any, host: str) -> list[Any]:
         else:
             raise AttachError(
                 f"training-guardrails cannot turn the temperature of the {host} of TRL {trl.__version__}: that of its "
-                "log-probabilities has moved. Install a version the README names as supported, or leave out the dial."
+                "log-probabilities has moved. Install trl>=1.16,<2, or leave out the dial."
             )
     return cells
 
