@@ -231,8 +231,8 @@ class GuardrailsCallback(TrainerCallback):
     def _act(self, host: Host, scored: _Scored, output: dict[str, Any]) -> None:
         alone = host.is_alone
         rollout = Rollout(
-            rewards=scored.rewards.tolist(),
-            costs={name: costs.tolist() for name, costs in scored.costs.items()},
+            rewards=_column(scored.rewards),
+            costs={name: _column(costs) for name, costs in scored.costs.items()},
             lengths=[len(ids) for ids in scored.completion_ids] if alone else None,
             prompts=scored.texts[0] if alone else None,
             completions=scored.texts[1] if alone else None,
@@ -246,18 +246,25 @@ class GuardrailsCallback(TrainerCallback):
             return
         penalties = []
         for part in self._guard.constraints:
-            like = scored.costs[part.name]
-            rows = torch.as_tensor(self._guard.sanitised(part.name), dtype=like.dtype, device=like.device)
+            rows = scored.costs[part.name]
+            if decision.constraints[part.name].invalid_rows:
+                rows = torch.as_tensor(self._guard.sanitised(part.name), dtype=rows.dtype, device=rows.device)
             signed = -rows if part.sense == ">=" else rows
             penalties.append((multipliers[part.name], host.advantages(signed)))
         local = output["advantages"]
         output["advantages"] = mix(local, [(lam, host.local(rows, len(local))) for lam, rows in penalties])
-        logged = local.new_tensor(host.logged_advantages(rollout.n_rows))
-        host.replace_logged_advantages(mix(logged, penalties).tolist())
+        everything = output["advantages"]
+        if not alone:
+            everything = mix(local.new_tensor(host.logged_advantages(rollout.n_rows)), penalties)
+        host.replace_logged_advantages(everything.tolist())
+
+
+def _column(values: Tensor) -> Any:
+    return values.double().cpu().numpy()
 
 
 def _mean_cost(part: Constraint, costs: Tensor) -> float:
-    return part.measure(costs.double().cpu().numpy()).cost
+    return part.measure(_column(costs)).cost
 
 
 def _warn_unscored(host: Host, columns: Tensor, n_rewards: int, prompts: list[Any], completions: list[Any]) -> None:
