@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import operator
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -208,6 +209,7 @@ class Guard:
             The ledger, which is closed when the process ends, or by ``with`` or `Ledger.close`.
 
         Raises:
+            ConfigurationError: if ``seed`` or ``max_bytes`` is no whole number that can be used.
             LedgerError: if the file cannot be opened, is in use by another process, or is no ledger.
 
         Example:
@@ -215,6 +217,10 @@ class Guard:
         """
         from guardrails.ledger import Ledger, header  # above this module; loaded only when a run is recorded
 
+        if seed is not None:
+            seed = _whole("seed", seed, "a whole number, or None")
+        if _whole("max_bytes", max_bytes, "a whole number of bytes") < 1:
+            raise ConfigurationError(f"record: max_bytes is {max_bytes!r}; give at least 1.")
         previous, self._ledger = self._ledger, None
         if previous is not None:
             previous.close()
@@ -393,6 +399,14 @@ class Guard:
             strengths[name] = float(multiplier)
             states[name] = part.controller.load(entry["state"])
         return step, strengths, states
+
+
+def _whole(name: str, value: Any, wanted: str) -> int:
+    """Return a whole number of any library as int."""
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise ConfigurationError(f"record: {name} is {value!r}; give {wanted}.") from error
 
 
 def _all_differ(names: list[str]) -> None:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from guardrails.decision import Decision
 from guardrails.errors import LedgerError
-from guardrails.ledger import Line, Reader
+from guardrails.ledger import AlteredError, Line, Reader
 
 STEPS = 60
 """Steps in a sparkline, at most."""
@@ -63,9 +63,9 @@ class Watch:
             for line in self._reader.poll():
                 self.ended = line.kind == "end"
                 if line.kind == "step":
+                    self._note(line)
                     fresh.append(line)
                     self._steps.append(line)
-                    self._note(line)
                 elif line.kind in ("header", "seam"):
                     self._header = line.data
         except OSError as error:
@@ -76,10 +76,13 @@ class Watch:
 
     def _note(self, line: Line) -> None:
         """Keep the reasons of gates that moved and of what failed; the decision is decoded when drawn."""
-        for subject, verdict, text in line.data["decision"].get("reasons", ()):
-            gate = line.data["decision"].get("gates", {}).get(subject)
-            if verdict in ("failed", "frozen", "invalid") or (gate and verdict in ("relaxed", "tightened")):
-                self._moves.append((line.data["step"], f"{subject} {verdict}", text))
+        try:
+            for subject, verdict, text in line.data["decision"].get("reasons", ()):
+                gate = line.data["decision"].get("gates", {}).get(subject)
+                if verdict in ("failed", "frozen", "invalid") or (gate and verdict in ("relaxed", "tightened")):
+                    self._moves.append((line.data["step"], f"{subject} {verdict}", text))
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise AlteredError(f"{line.place}: its decision is malformed ({type(error).__name__}: {error}).") from error
 
     def frame(self, width: int = 80) -> RenderableType:
         """Return what the terminal shows: cost against limit, λ and level, and the last reasons.

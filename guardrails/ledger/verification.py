@@ -117,7 +117,7 @@ class _Replay:
         elif line.kind == "step":
             self._decide(line, raw)
         elif line.kind == "end":
-            self._result.lost = line.data.get("lost", 0)
+            self._end(line)
         elif line.kind != "note":
             raise AlteredError(f"{line.place}: there is no kind of line called {line.kind!r}.")
 
@@ -135,7 +135,8 @@ class _Replay:
         own, step = _digest(state), guard.state_dict()["step"]
         self._note_seam(line, step, own, fresh)
         self._guard, self._step = guard, step
-        self._environment = line.data.get("environment", {})
+        environment = line.data.get("environment")
+        self._environment = environment if isinstance(environment, Mapping) else {}
         if step in self._seam_steps:
             self._states.add((step, own))
 
@@ -146,7 +147,7 @@ class _Replay:
             if step:
                 notes.append(f"{line.place}: the record begins at step {step}")
         elif line.data.get("reason") == "lost":
-            self._result.lost = line.data.get("lost", 0)
+            self._result.lost = _lost(line)
             notes.append(f"{line.place}: steps {self._step + 1} to {step} could not be written and are not replayed")
         elif (step, own) in self._states or own == fresh:
             if step != self._step:
@@ -172,8 +173,20 @@ class _Replay:
         if not lines.ends_with(raw, b'"decision":' + replayed):
             text = self._difference(line, lines.decode(replayed))
             raise AlteredError(f"{line.place}, step {decision.step}: {text}")
+        self._same_step(line)
         if decision.step in self._seam_steps:
             self._states.add((decision.step, _digest(self._guard.state_dict())))
+
+    def _end(self, line: Line) -> None:
+        self._result.lost = _lost(line)
+        if self._guard is not None and not self._result.unreplayed:
+            self._same_step(line)
+
+    def _same_step(self, line: Line) -> None:
+        """Raise unless the line bears the number of the last step decided, by which readers go."""
+        step = line.data.get("step")
+        if not _same(step, self._step):
+            raise AlteredError(f"{line.place}: it is numbered step {step!r}, but is of step {self._step}.")
 
     def _difference(self, line: Line, replayed: Any) -> str:
         place, recorded, again = difference(line.data.get("decision"), replayed)
@@ -205,6 +218,14 @@ def difference(recorded: Any, replayed: Any, place: str = "decision") -> tuple[s
 
 def _same(one: Any, other: Any) -> bool:
     return json.dumps(one) == json.dumps(other)  # tells 1 from 1.0, and 0.0 from -0.0
+
+
+def _lost(line: Line) -> int:
+    """Return how many steps a line says could not be written."""
+    lost = line.data.get("lost", 0)
+    if not isinstance(lost, int) or isinstance(lost, bool) or lost < 0:
+        raise AlteredError(f"{line.place}: it counts {lost!r} lost steps.")
+    return lost
 
 
 def _digest(state: Any) -> str:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from random_guards import guards, rollout
 
 from guardrails import Constraint, Decision, Guard, Rollout
-from guardrails.ledger import lines, read, verify
+from guardrails.ledger import AlteredError, lines, read, verify
 from guardrails.ledger.lines import (
     decision_data,
     decision_from,
@@ -18,6 +18,7 @@ from guardrails.ledger.lines import (
     seal,
 )
 from guardrails.schedulers import DualAscent
+from guardrails.watch import Watch
 
 numbers = st.floats() | st.sampled_from([math.nan, math.inf, -math.inf, -0.0, 5e-324, 1.7976931348623157e308])
 
@@ -115,6 +116,7 @@ def test_a_changed_multiplier_in_a_rewritten_chain_is_shown_with_both_values(tmp
 
 
 LEAVES = [
+    ("step",),
     ("evidence", "n_rows"),
     ("evidence", "costs", "c", "mean"),
     ("decision", "step"),
@@ -165,3 +167,28 @@ def test_evidence_that_is_none_is_a_finding_not_a_crash(tmp_path, evidence):
     path = record(tmp_path, 2.0)
     rechained(path, lambda kind, data: data | ({"evidence": evidence} if kind == "step" else {}))
     assert verify(tmp_path).problem
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "problem"),
+    [
+        ("end", {"step": 9}, "line 3: it is numbered step 9, but is of step 1"),
+        ("end", {"lost": "many"}, "line 3: it counts 'many' lost steps"),
+        ("end", {"lost": -1}, "line 3: it counts -1 lost steps"),
+        ("header", {"environment": ["numpy"], "seed": []}, ""),
+    ],
+)
+def test_the_frame_of_a_rewritten_chain_is_checked_and_never_a_crash(tmp_path, kind, fields, problem):
+    path = record(tmp_path, 2.0)
+    rechained(path, lambda each, data: data | (fields if each == kind else {}))
+    assert problem in verify(tmp_path).problem
+    rechained(path, lambda each, data: data | (fields if each == kind else {"decision": {}} if each == "step" else {}))
+    assert "line 2" in verify(tmp_path).problem
+
+
+@pytest.mark.parametrize("decision", [None, 3, {"reasons": [1]}, {"reasons": [["c", "failed", "x"]], "gates": 1}])
+def test_a_decision_that_is_none_ends_a_watch_in_words(tmp_path, decision):
+    path = record(tmp_path, 2.0)
+    rechained(path, lambda kind, data: data | ({"decision": decision} if kind == "step" else {}))
+    with pytest.raises(AlteredError, match="line 2: its decision is malformed"):
+        Watch(tmp_path).poll()

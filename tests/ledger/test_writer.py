@@ -5,9 +5,10 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
-from guardrails import Constraint, Guard, LedgerError, Rollout
+from guardrails import ConfigurationError, Constraint, Guard, LedgerError, Rollout
 from guardrails.ledger import files, read, verify, writer
 from guardrails.ledger.lines import START
 from guardrails.ledger.reader import Reader
@@ -323,3 +324,17 @@ def test_recording_costs_a_step_little(tmp_path):
     plain, recorded = (Guard(*(Constraint(name, limit=0.5) for name in costs)) for _ in range(2))
     recorded.record(tmp_path / "ledger.jsonl")
     assert seconds(recorded) - seconds(plain) <= 150e-6  # three times the promise, for machines that are busy
+
+
+@pytest.mark.parametrize("settings", [{"seed": "7"}, {"seed": 0.5}, {"max_bytes": "1 MB"}, {"max_bytes": 0}])
+def test_settings_of_a_record_that_mean_nothing_are_refused_before_anything_is_written(path, settings):
+    (name,) = settings
+    with pytest.raises(ConfigurationError, match=f"record: {name} is .*; give"):
+        Guard(Constraint("c", limit=1.0)).record(path, **settings)
+    assert not path.exists()
+
+
+def test_a_seed_may_be_a_whole_number_of_numpy(path):
+    with Guard(Constraint("c", limit=1.0)).record(path, seed=np.int64(7)):
+        pass
+    assert next(read(path)).data["seed"] == 7
