@@ -203,7 +203,7 @@ class Constraint:
         """Return ``costs`` with each unmeasurable row set to the worst value, see `mean`."""
         evidence = self.reduce(costs)
         if not evidence.invalid_rows:
-            return costs
+            return np.array(costs)
         return np.where(np.isfinite(costs), costs, self._sign * self._stand_in(evidence))
 
     def measure(self, costs: FloatArray) -> Measured:

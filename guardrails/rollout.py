@@ -21,7 +21,7 @@ _NUMERIC = ("rewards", "lengths", "edit_ratio", "kl", "entropy")
 
 
 def as_column(values: Any, name: str) -> FloatArray:
-    """Return ``values`` as a one-dimensional float64 array; ``None`` entries become NaN.
+    """Return ``values`` as a one-dimensional float64 array that cannot be written to; ``None`` entries become NaN.
 
     Raises:
         RolloutError: if the values are not one number per row.
@@ -39,12 +39,16 @@ def as_column(values: Any, name: str) -> FloatArray:
             f"Column '{name}' has shape {column.shape}; one number per row is needed, shape (n_rows,). "
             "Reduce tokens or steps to one value per trajectory first."
         )
-    return column
+    view: FloatArray = column.view()  # the caller's own array stays as it is
+    view.flags.writeable = False
+    return view
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rollout:
     """Columns of equal length, one row per trajectory.
+
+    Columns of numbers cannot be written to: constraints and all metrics read the same ones.
 
     Args:
         rewards: ``(n_rows,)`` float64, the task reward of each trajectory.

@@ -147,6 +147,8 @@ class Gate:
 
     def measure(self, state: GateState, rollout: Rollout) -> GateEvidence:
         """Measure every requirement on ``rollout``, and return what the scores come down to."""
+        if not rollout.n_rows:  # nothing to judge a metric by, so nothing to hold against it
+            return self.reduce(state, np.zeros((len(self.requires), 0)))
         measured = [measure(each.measured, rollout, self.budget_seconds) for each in self.requires]
         scores = np.array([each.scores for each in measured])
         return self.reduce(state, scores, [each.failure for each in measured])

@@ -85,6 +85,24 @@ def test_a_failing_metric_tightens_at_once_and_training_goes_on(case):
     assert guard.gates["gate"].rung > 0, "only finite scores restore trust, and they do"
 
 
+def test_a_metric_that_writes_into_the_rollout_fails_and_changes_no_cost():
+    def forgives(rollout):
+        rollout.cost("cost")[:] = 0.0
+        return [1.0] * ROWS
+
+    guard = Guard(Constraint("cost", limit=Gate(Require(Answers(forgives), at_least=0.5)).between(5.0, 25.0)))
+    decision = guard.step(Rollout(rewards=[1.0] * ROWS, costs={"cost": np.full(ROWS, 30.0)}))
+    assert "read-only" in decision.gates["gate"].requirements[0].failure
+    assert guard.sanitised("cost").tolist() == [30.0] * ROWS
+
+
+def test_a_metric_is_not_asked_about_a_step_without_rows():
+    guard = Guard(Constraint("cost", limit=Gate(Require(Answers(raises), at_least=0.5)).between(5.0, 25.0)))
+    decision = guard.step(Rollout(rewards=[], costs={"cost": []}))
+    assert {reason.verdict for reason in decision.reasons} == {"empty"}
+    assert decision.gates["gate"].requirements[0].failure == ""
+
+
 def test_interrupts_pass_through_a_metric():
     def interrupted(rollout):
         raise KeyboardInterrupt

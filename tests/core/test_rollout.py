@@ -16,6 +16,15 @@ def test_none_in_a_cost_becomes_nan_so_that_a_constraint_sees_it():
     assert np.isnan(rollout.cost("toxicity")[1])
 
 
+def test_columns_of_numbers_cannot_be_written_to_and_the_callers_array_still_can():
+    costs = np.zeros(2)
+    rollout = Rollout(rewards=[1.0, 2.0], costs={"speed": costs})
+    for column in (rollout.rewards, rollout.cost("speed")):
+        with pytest.raises(ValueError, match="read-only"):
+            column[0] = 5.0
+    costs[0] = 1.0
+
+
 def test_a_missing_cost_names_itself_and_those_that_are_there():
     with pytest.raises(RolloutError, match=r"no cost column 'speed'.*here: length, toxicity"):
         Rollout(costs={"toxicity": [0.0], "length": [1.0]}).cost("speed")
