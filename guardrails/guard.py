@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import operator
+import sys
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -365,7 +366,7 @@ class Guard:
 
     def _parsed(self, data: Mapping[str, Any]) -> tuple[int, dict[str, float], dict[str, Any]]:
         schema = data.get("schema") if isinstance(data, Mapping) else None
-        if not isinstance(schema, int) or schema < 1:
+        if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
             raise StateError(
                 "This is not the state of a Guard: it has no schema version. Pass what state_dict() returned."
             )
@@ -375,7 +376,7 @@ class Guard:
                 "Upgrade training-guardrails to load it."
             )
         step, saved = data.get("step"), data.get("constraints")
-        if not isinstance(step, int) or step < 0 or not isinstance(saved, Mapping):
+        if not isinstance(step, int) or isinstance(step, bool) or step < 0 or not isinstance(saved, Mapping):
             raise StateError("This Guard state is damaged: 'step' or 'constraints' is missing or not valid.")
         _same_names(self._constraints, saved)
         strengths: dict[str, float] = {}
@@ -392,9 +393,10 @@ class Guard:
                     f"Give the constraint scheduler={entry['scheduler']}(...) to resume that run."
                 )
             multiplier = entry["multiplier"]
-            if not isinstance(multiplier, (int, float)) or not math.isfinite(multiplier) or multiplier < 0:
+            number = isinstance(multiplier, (int, float)) and not isinstance(multiplier, bool)
+            if not number or not 0.0 <= multiplier <= sys.float_info.max:
                 raise StateError(
-                    f"The saved multiplier of constraint '{name}' is {multiplier!r}; it must be finite and ≥ 0."
+                    f"The saved multiplier of constraint '{name}' is {multiplier!r:.60}; it must be finite and ≥ 0."
                 )
             strengths[name] = float(multiplier)
             states[name] = part.controller.load(entry["state"])
