@@ -175,7 +175,15 @@ def report():
     found = records()
     columns = list(figures(found[0]))
     seeds = len({record["seed"] for record in found})
-    lines = [f"| {seeds} seeds | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
+    lines = [
+        "# A gate in real trainings, against what people do today",
+        "",
+        "`OMP_NUM_THREADS=1 python benchmarks/gate_hosts.py run`, then `report`. Mean (smallest to largest) over the "
+        "seeds; what the columns say is in [competence](../../docs/competence.md#in-real-trainings).",
+        "",
+        f"| {seeds} seeds | " + " | ".join(columns) + " |",
+        "|---|" + "---|" * len(columns),
+    ]
     for arm in ARMS:
         rows = [figures(record) for record in found if record["arm"] == arm]
         cells = []
