@@ -2,10 +2,10 @@
 
     OMP_NUM_THREADS=1 python benchmarks/overhead_trl.py
 
-A 2-layer, 64-wide Llama, 16 prompts with 8 completions of up to 12 tokens; two constraints with cheap costs, their
-multipliers above 0, so that the whole path is taken. Each round trains both variants for ten steps and takes their
-median, in an order that changes from round to round, so that a machine that slows down slows both; a ratio is taken
-within a round.
+Two Llamas, 2 layers of 64 and 4 layers of 256, since what a guard adds does not grow with the model; 16 prompts with 8
+completions of up to 12 tokens; two constraints with cheap costs, their multipliers above 0, so that the whole path is
+taken. Each round trains both variants for ten steps and takes their median, in an order that changes from round to
+round, so that a machine that slows down slows both; a ratio is taken within a round.
 
 The learning rate is 0 and every round seeds both variants alike: with the same weights they sample the same
 completions, so their work is equal. Time is the processor time of this single-threaded process, which other
@@ -112,10 +112,10 @@ def _trainer(model: str, folder: str, *, guarded: bool) -> tuple[GRPOTrainer, Cl
     return trainer, clock
 
 
-def measure(rounds: int) -> list[Row]:
+def measure(rounds: int, *, layers: int, width: int) -> list[Row]:
     """Return one row per variant, over ``rounds`` alternating rounds after one to warm up."""
     with tempfile.TemporaryDirectory() as folder:
-        model = toy.build(f"{folder}/model", steps=0)
+        model = toy.build(f"{folder}/model", steps=0, layers=layers, width=width)
         variants = {name: _trainer(model, f"{folder}/{name}", guarded=name == "guarded") for name in _NAMES}
         steps: dict[str, list[float]] = {name: [] for name in _NAMES}
         for turn in range(rounds + 1):
@@ -131,14 +131,16 @@ def measure(rounds: int) -> list[Row]:
         ratios = np.array(steps[name]) / np.array(steps["unguarded"])
         low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
         target = TARGET if name == "guarded" else float("nan")
-        rows.append(Row(f"TRL GRPO {name}", float(np.median(steps[name])), middle, low, high, target))
+        rows.append(
+            Row(f"TRL GRPO {layers} × {width} {name}", float(np.median(steps[name])), middle, low, high, target)
+        )
     return rows
 
 
 def main(rounds: int = 30) -> list[Row]:
     """Print the table and return its rows."""
     torch.set_num_threads(1)
-    rows = measure(rounds)
+    rows = measure(rounds, layers=2, width=64) + measure(rounds // 3, layers=4, width=256)
     print(f"{'':32}{'ms/step':>9}{'ratio':>8}{'quartiles':>16}{'target':>9}")
     for row in rows:
         target = "" if np.isnan(row.target) else f"<= {row.target:.2f}"
