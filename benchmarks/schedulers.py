@@ -33,6 +33,7 @@ from guardrails.schedulers import (
     DualAscent,
     Fixed,
     LogDual,
+    Margin,
     NuPI,
 )
 
@@ -44,6 +45,8 @@ UPDATES, SEEDS, LAST = 200, 10, 50
 
 SCHEDULERS: dict[str, ConstraintScheduler] = {
     "PID()": PID(),
+    "PID(kd=1.0, smoothing_p=0.0)": PID(kd=1.0, smoothing_p=0.0),
+    "Margin(PID(), 0.1)": Margin(PID(), 0.1),
     "NuPI()": NuPI(),
     "AugmentedLagrangian(2.0, learning_rate=0.1)": AugmentedLagrangian(2.0, learning_rate=0.1),
     "AugmentedLagrangian()": AugmentedLagrangian(),
