@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -82,16 +83,30 @@ def _check(owner: str, function: Callable[..., Any], columns: Collection[str] | 
 
 def _sync(owner: str, function: Callable[..., Any]) -> Callable[..., list[float]]:
     def cost(prompts: list[Any], **columns: Any) -> list[float]:
-        return _numbers(owner, function, function(prompts=prompts, **columns), len(prompts))
+        with _named(owner, function):
+            values = function(prompts=prompts, **columns)
+        return _numbers(owner, function, values, len(prompts))
 
     return cost
 
 
 def _async(owner: str, function: Callable[..., Any]) -> Callable[..., Any]:
     async def cost(prompts: list[Any], **columns: Any) -> list[float]:
-        return _numbers(owner, function, await function(prompts=prompts, **columns), len(prompts))
+        with _named(owner, function):
+            values = await function(prompts=prompts, **columns)
+        return _numbers(owner, function, values, len(prompts))
 
     return cost
+
+
+@contextmanager
+def _named(owner: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Let what a cost function raises pass as it is, with a note that names the constraint."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"{owner}: this was raised by its cost function '{_name(function)}'.")
+        raise
 
 
 def _numbers(owner: str, function: Callable[..., Any], values: Any, n_rows: int) -> list[float]:

@@ -77,6 +77,22 @@ def test_a_malformed_cost_stops_the_run_and_names_the_constraint(trainer, values
     assert guard.decision is None
 
 
+@pytest.mark.parametrize("is_async", [False, True])
+def test_what_a_cost_raises_passes_with_a_note_that_names_the_constraint(trainer, is_async):
+    def judge(prompts, **kwargs):
+        raise KeyError("label")
+
+    async def async_judge(prompts, **kwargs):
+        raise KeyError("label")
+
+    guard = Guard(Constraint("toxicity", limit=0.5, cost=async_judge if is_async else judge))
+    trainer.add_callback(GuardrailsCallback(trainer, guard))
+    with pytest.raises(KeyError, match="label") as caught:
+        trainer.train()
+    (note,) = caught.value.__notes__
+    assert note.startswith("Constraint 'toxicity': this was raised by its cost function '")
+
+
 def test_guarding_a_trainer_twice_is_refused(trainer):
     first = GuardrailsCallback(trainer, Guard(Constraint("a", limit=1.0, cost=toy.fillers)))
     other = Guard(Constraint("b", limit=1.0, cost=toy.fillers))
