@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import operator
-import sys
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from guardrails import saved
 from guardrails.competence import gates as gating
 from guardrails.competence.between import Between
 from guardrails.constraint import PENALTY, Constraint, Dial
 from guardrails.decision import ConstraintDecision, Decision, GateDecision, Reason, Verdict
-from guardrails.errors import AttachError, ConfigurationError, StateError
+from guardrails.errors import AttachError, ConfigurationError
 from guardrails.evidence import CostEvidence, Evidence
 from guardrails.rollout import FloatArray, Rollout
 
@@ -23,9 +22,6 @@ if TYPE_CHECKING:
     from guardrails.ledger import Ledger
 
 logger = logging.getLogger(__name__)
-
-SCHEMA = 1
-"""Version of what `Guard.state_dict` writes."""
 
 _LARGEST = 1e9
 """Scaled violations are clipped here, so that a huge finite cost cannot overflow a controller."""
@@ -336,7 +332,7 @@ class Guard:
         if self._ledger is not None:
             self._ledger.flush()
         return {
-            "schema": SCHEMA,
+            "schema": saved.SCHEMA,
             "step": self._step,
             "constraints": {
                 name: {
@@ -356,51 +352,13 @@ class Guard:
             StateError: if the state is newer than this package, belongs to other constraints or
                 schedulers or gates, or is damaged.
         """
-        step, strengths, states = self._parsed(data)
+        step, strengths, states = saved.parse(self._constraints, data)
         self._gate_states = gating.load(self._gates, data.get("gates", {}))
         self._step, self._strengths, self._states = step, strengths, states
         self._constraints = self._in_force()
         self._decision, self._costs = None, {}
         if self._ledger is not None:
             self._ledger.seam("resumed")
-
-    def _parsed(self, data: Mapping[str, Any]) -> tuple[int, dict[str, float], dict[str, Any]]:
-        schema = data.get("schema") if isinstance(data, Mapping) else None
-        if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
-            raise StateError(
-                "This is not the state of a Guard: it has no schema version. Pass what state_dict() returned."
-            )
-        if schema > SCHEMA:
-            raise StateError(
-                f"This state has schema {schema}; this version of training-guardrails reads up to {SCHEMA}. "
-                "Upgrade training-guardrails to load it."
-            )
-        step, saved = data.get("step"), data.get("constraints")
-        if not isinstance(step, int) or isinstance(step, bool) or step < 0 or not isinstance(saved, Mapping):
-            raise StateError("This Guard state is damaged: 'step' or 'constraints' is missing or not valid.")
-        _same_names(self._constraints, saved)
-        strengths: dict[str, float] = {}
-        states: dict[str, Any] = {}
-        for name, part in self._constraints.items():
-            entry, expected = saved[name], type(part.controller).__name__
-            if not isinstance(entry, Mapping) or not {"scheduler", "multiplier", "state"} <= set(entry):
-                raise StateError(
-                    f"The saved entry of constraint '{name}' is damaged: {json.dumps(entry, default=str)[:200]}"
-                )
-            if entry["scheduler"] != expected:
-                raise StateError(
-                    f"Constraint '{name}' was saved with {entry['scheduler']}, but this guard uses {expected}. "
-                    f"Give the constraint scheduler={entry['scheduler']}(...) to resume that run."
-                )
-            multiplier = entry["multiplier"]
-            number = isinstance(multiplier, (int, float)) and not isinstance(multiplier, bool)
-            if not number or not 0.0 <= multiplier <= sys.float_info.max:
-                raise StateError(
-                    f"The saved multiplier of constraint '{name}' is {multiplier!r:.60}; it must be finite and ≥ 0."
-                )
-            strengths[name] = float(multiplier)
-            states[name] = part.controller.load(entry["state"])
-        return step, strengths, states
 
 
 def _whole(name: str, value: Any, wanted: str) -> int:
@@ -424,12 +382,3 @@ def _relation(part: Constraint, violation: float) -> str:
         return "above target" if violation > 0 else "below target" if violation < 0 else "at target"
     side = "above" if part.sense == "<=" else "below"
     return f"{side} limit" if violation > 0 else "within limit"
-
-
-def _same_names(own: Iterable[str], saved: Iterable[str]) -> None:
-    missing, foreign = sorted(set(own) - set(saved)), sorted(set(saved) - set(own))
-    if missing or foreign:
-        raise StateError(
-            f"The saved state is of another guard: constraints not in it: {missing or 'none'}; constraints only in it: "
-            f"{foreign or 'none'}. Build the guard with the constraints the run was saved with."
-        )
