@@ -18,6 +18,7 @@ from guardrails.errors import (
 )
 from guardrails.guard import Guard
 from guardrails.plugins import hookimpl
+from guardrails.refinement import Refinement
 from guardrails.rollout import Rollout
 
 __version__ = "0.1.0"
@@ -37,6 +38,7 @@ __all__ = [
     "LedgerError",
     "PluginError",
     "Reason",
+    "Refinement",
     "Require",
     "RequirementDecision",
     "Rollout",

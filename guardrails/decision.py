@@ -146,6 +146,7 @@ class Decision:
         constraints: name to facts, in the order the guard was given them.
         gates: name to facts of each gate that moves a limit or a dial.
         dials: name to the value that each dial is to have from now on.
+        weights: name of the refinement to its weight α from now on; empty without one.
         reasons: why, one sentence per constraint that changed or could not be measured.
     """
 
@@ -155,6 +156,7 @@ class Decision:
     reasons: tuple[Reason, ...] = ()
     gates: Mapping[str, GateDecision] = field(default_factory=dict)
     dials: Mapping[str, float] = field(default_factory=dict)
+    weights: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def multipliers(self) -> dict[str, float]:
@@ -165,7 +167,7 @@ class Decision:
         """Flat scalars for a logger, named by their part.
 
         ``<constraint>/cost``, ``/limit``, ``/violation``, ``/multiplier``; ``<gate>/level``,
-        ``<gate>/<metric>/mean``, ``<gate>/<metric>/lower``; ``<dial>/value``.
+        ``<gate>/<metric>/mean``, ``<gate>/<metric>/lower``; ``<dial>/value``; ``<refinement>/weight``.
         """
         scalars: dict[str, float] = {}
         for name, facts in self.constraints.items():
@@ -180,6 +182,8 @@ class Decision:
                 scalars[f"{name}/{each.name}/lower"] = each.lower
         for name, value in self.dials.items():
             scalars[f"{name}/value"] = value
+        for name, weight in self.weights.items():
+            scalars[f"{name}/weight"] = weight
         return scalars
 
     def explain(self) -> str:

@@ -16,7 +16,8 @@ from guardrails.constraint import PENALTY, Constraint, Dial
 from guardrails.decision import ConstraintDecision, Decision, GateDecision, Reason, Verdict
 from guardrails.errors import AttachError, ConfigurationError
 from guardrails.evidence import CostEvidence, Evidence
-from guardrails.rollout import FloatArray, Rollout
+from guardrails.refinement import Refinement
+from guardrails.rollout import FloatArray, Rollout, as_column
 
 if TYPE_CHECKING:
     from guardrails.ledger import Ledger
@@ -31,11 +32,11 @@ class Guard:
     """The limits a training run must respect.
 
     Args:
-        *parts: the constraints and dials, each with a name of its own. The gates that they follow
-            come along by themselves.
+        *parts: the constraints, dials and at most one refinement, each with a name of its own. The gates that
+            they follow come along by themselves.
 
     Raises:
-        ConfigurationError: if there is no part, a part of an unknown kind, or two of one name.
+        ConfigurationError: if there is no part, a part of an unknown kind, two of one name, or two refinements.
 
     Example:
         >>> guard = Guard(Constraint("toxicity", limit=0.05))
@@ -44,16 +45,19 @@ class Guard:
         0.05
     """
 
-    def __init__(self, *parts: Constraint | Dial) -> None:
+    def __init__(self, *parts: Constraint | Dial | Refinement) -> None:
         if not parts:
             raise ConfigurationError("Guard() guards nothing. Give at least one Constraint.")
         for part in parts:
-            if not isinstance(part, (Constraint, Dial)):
-                raise ConfigurationError(f"Guard takes Constraint and Dial objects, not {part!r}.")
-        constraints = {part.name: part for part in parts if isinstance(part, Constraint)}
-        self._dials = {part.name: part.value for part in parts if isinstance(part, Dial)}
+            if not isinstance(part, (Constraint, Dial, Refinement)):
+                raise ConfigurationError(f"Guard takes Constraint, Dial and Refinement objects, not {part!r}.")
+        self._refinement = _only([part for part in parts if isinstance(part, Refinement)])
+        turned = [] if self._refinement is None else self._refinement.turned
+        constraints = {part.name: part for part in (*parts, *turned) if isinstance(part, Constraint)}
+        self._dials = {part.name: part.value for part in (*parts, *turned) if isinstance(part, Dial)}
+        self._steering = frozenset(part.name for part in turned)
         self._gates = gating.collect([*(part.limit for part in constraints.values()), *self._dials.values()])
-        _all_differ([*(part.name for part in parts), *self._gates])
+        _all_differ([*(part.name for part in (*parts, *turned)), *self._gates])
         self._parts, self._declared = parts, constraints
         self._gate_states = {name: gate.init() for name, gate in self._gates.items()}
         self._constraints = self._in_force()
@@ -94,14 +98,38 @@ class Guard:
         return toml.dump(self)
 
     @property
-    def parts(self) -> tuple[Constraint | Dial, ...]:
-        """The constraints and dials as they were given, with limits that move as `Between`."""
+    def parts(self) -> tuple[Constraint | Dial | Refinement, ...]:
+        """The constraints, dials and refinement as they were given, with limits that move as `Between`."""
         return self._parts
 
     @property
     def constraints(self) -> tuple[Constraint, ...]:
-        """The constraints, in the order given, each with the limit in force as a number."""
+        """The constraints, in the order given, each with the limit in force as a number; see `steering`."""
         return tuple(self._constraints.values())
+
+    @property
+    def refinement(self) -> Refinement | None:
+        """The refinement, or None."""
+        return self._refinement
+
+    @property
+    def refinement_weight(self) -> float:
+        """Weight α ≥ 0 of the refinement in force, also before the first step; 0 where there is none."""
+        part = self._refinement
+        if part is None:
+            return 0.0
+        if isinstance(part.weight, Constraint):
+            return self.multipliers[part.weight.name]
+        return part.weight.at(self._level(part.weight)) if isinstance(part.weight, Between) else part.weight
+
+    @property
+    def steering(self) -> frozenset[str]:
+        """Names of what turns the refinement's weight and nothing else.
+
+        A constraint among them is measured, updated and recorded like any other, but its multiplier is the
+        weight: a host must not apply it to rewards or losses besides.
+        """
+        return self._steering
 
     @property
     def multipliers(self) -> dict[str, float]:
@@ -161,18 +189,24 @@ class Guard:
         """Name of the host this guard is attached to, or None."""
         return self._host
 
-    def attach(self, host: str, *, dials: Collection[str] = ()) -> None:
+    def attach(self, host: str, *, dials: Collection[str] = (), refines: bool = False) -> None:
         """Mark the guard as belonging to ``host``; adapters call this last, once all else is checked.
 
         Args:
             host: what errors call the host.
             dials: the dials that the adapter turns on this host.
+            refines: whether the adapter can put a refinement into this host's loss.
 
         Raises:
             AttachError: if it already belongs to a host: its state would mix two runs; or if it has a
-                dial that the host lacks.
+                dial or a refinement that the host lacks the means for.
         """
-        foreign = sorted(set(self._dials) - {PENALTY, *dials})
+        if self._refinement is not None and not refines:
+            raise AttachError(
+                f"Refinement '{self._refinement.name}' has nothing to correct on {host}: it writes no completions. "
+                "Use it with a trainer that does, such as TRL's GRPOTrainer, or leave it out."
+            )
+        foreign = sorted(set(self._dials) - {PENALTY, *dials} - self._steering)
         if foreign:
             present = ", ".join(sorted({PENALTY, *dials}))
             raise AttachError(f"Dial '{foreign[0]}' has nothing to turn on {host}. Dials here: {present}.")
@@ -257,7 +291,7 @@ class Guard:
         for reason in decision.reasons:
             if reason.verdict in ("failed", "frozen"):
                 logger.warning("%s", reason)
-        self._costs = {name: rollout.cost(name) for name in self._declared}
+        self._costs = {name: self._column(part, rollout) for name, part in self._declared.items()}
         if self._ledger is not None:
             self._ledger.step(evidence, decision)
         return decision
@@ -271,8 +305,15 @@ class Guard:
         Raises:
             RolloutError: if a constraint's cost column is missing.
         """
-        costs = {name: part.reduce(rollout.cost(name)) for name, part in self._declared.items()}
+        costs = {name: part.reduce(self._column(part, rollout)) for name, part in self._declared.items()}
         return Evidence(rollout.n_rows, costs, gating.reduce(self._gates, self._gate_states, rollout))
+
+    def _column(self, part: Constraint, rollout: Rollout) -> FloatArray:
+        """Return a constraint's costs; of one that steers the refinement and has no cost, the edit ratio."""
+        edited = part.name in self._steering and part.cost is None and part.name not in rollout.costs
+        if edited and rollout.edit_ratio is not None:
+            return as_column(rollout.edit_ratio, "edit_ratio")
+        return rollout.cost(part.name)
 
     def decide(self, evidence: Evidence) -> Decision:
         """Update gates and schedulers on ``evidence``; from the same state it gives the same decision, to the bit."""
@@ -285,7 +326,8 @@ class Guard:
             for name, part in self._constraints.items()
         }
         self._step += 1
-        self._decision = Decision(self._step, evidence.n_rows, facts, tuple(reasons), gates, self.dials)
+        weights = {} if self._refinement is None else {self._refinement.name: self.refinement_weight}
+        self._decision = Decision(self._step, evidence.n_rows, facts, tuple(reasons), gates, self.dials, weights)
         return self._decision
 
     def _decide(
@@ -369,11 +411,21 @@ def _whole(name: str, value: Any, wanted: str) -> int:
         raise ConfigurationError(f"record: {name} is {value!r}; give {wanted}.") from error
 
 
+def _only(refinements: list[Refinement]) -> Refinement | None:
+    if len(refinements) > 1:
+        raise ConfigurationError(
+            f"This guard has {len(refinements)} refinements; a completion has one correction. Give one Refinement, "
+            "whose refiner does all there is to do."
+        )
+    return refinements[0] if refinements else None
+
+
 def _all_differ(names: list[str]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise ConfigurationError(
-                f"Two parts of the guard are named '{name}'. Give each constraint, dial and gate a name of its own."
+                f"Two parts of the guard are named '{name}'. Give each constraint, dial, gate and refinement a name of "
+                "its own."
             )
 
 

@@ -155,6 +155,7 @@ def decision_data(decision: Decision) -> dict[str, Any]:
         "reasons": [[reason.subject, reason.verdict, reason.text] for reason in decision.reasons],
         "gates": {name: _gate_data(gate) for name, gate in decision.gates.items()},
         "dials": decision.dials,
+        **({"weights": decision.weights} if decision.weights else {}),
     }
 
 
@@ -231,7 +232,8 @@ def decision_from(data: Mapping[str, Any]) -> Decision:
     gates = {name: _gate_from(name, gate) for name, gate in data["gates"].items()}
     reasons = tuple(Reason(*reason) for reason in data["reasons"])
     dials = {name: float(value) for name, value in data["dials"].items()}
-    return Decision(data["step"], data["n_rows"], constraints, reasons, gates, dials)
+    weights = {name: float(value) for name, value in data.get("weights", {}).items()}
+    return Decision(data["step"], data["n_rows"], constraints, reasons, gates, dials, weights)
 
 
 def _gate_from(name: str, data: Mapping[str, Any]) -> GateDecision:

@@ -183,7 +183,8 @@ def foreign_parts(guard: Guard) -> list[dict[str, str]]:
 def _things(guard: Guard) -> list[tuple[str, Any, str]]:
     things: list[tuple[str, Any, str]] = []
     gates: dict[str, Gate] = {}
-    for part in guard.parts:
+    steering = [] if guard.refinement is None else guard.refinement.turned
+    for part in [part for part in (*guard.parts, *steering) if isinstance(part, (Constraint, Dial))]:
         value = part.limit if isinstance(part, Constraint) else part.value
         if isinstance(value, Between):
             gates[value.gate.name] = value.gate

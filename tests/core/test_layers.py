@@ -15,7 +15,7 @@ LAYERS = [
     {"errors"},
     {"rollout", "decision", "evidence"},
     {"schedulers", "competence", "refine", "critic"},
-    {"constraint", "saved", "guard"},
+    {"constraint", "refinement", "saved", "guard"},
     {"plugins", "policy", "ledger", "report", "watch", "doctor", "testing"},
     {"cli", "__main__"},
 ]
