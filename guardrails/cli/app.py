@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import Annotated
 
@@ -37,9 +38,14 @@ def _root(
 
 
 def main() -> None:
-    """Run the command line; an error of this package prints its message, not a traceback."""
+    """Run the command line; an error of this package prints its message, not a traceback.
+
+    With ``--json`` it is JSON too, on the standard output: ``{"ok": false, "error": "..."}``.
+    """
     try:
         app(prog_name="guardrails")
     except GuardrailsError as error:
+        if "--json" in sys.argv[1:]:
+            typer.echo(json.dumps({"ok": False, "error": str(error)}, indent=2))
         typer.echo(f"guardrails: {error}", err=True)
         sys.exit(2)

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from guardrails.cli.app import app
+from guardrails.errors import GuardrailsError
 
 _DEMO_MODULES = ("torch", "transformers", "trl", "stable_baselines3", "gymnasium", "mujoco", "matplotlib")
 
@@ -30,12 +31,10 @@ def demo(
     """
     missing = [name for name in _DEMO_MODULES if find_spec(name) is None]
     if missing:
-        typer.echo(
+        raise GuardrailsError(
             f"The demo needs packages that are not installed: {', '.join(missing)}. "
-            "Install them with: pip install 'training-guardrails[demo]'",
-            err=True,
+            "Install them with: pip install 'training-guardrails[demo]'"
         )
-        raise typer.Exit(2)
     # By its name: the core imports no adapter, and the demo uses all of them.
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         code = import_module("guardrails_demo").run(seed=seed, quick=quick, output=output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,13 +24,15 @@ def watch(
 ) -> None:
     """Follow a run's ledger as it grows, until the run is closed or Ctrl-C.
 
+    A run that has no ledger yet is waited for, but not with --once.
+
     Exit code 0: the run was closed, or you left. 1: a line is damaged or was altered. 2: there is no ledger.
     """
     from guardrails.ledger import AlteredError
     from guardrails.watch import Watch, follow, state
 
-    watched = Watch(run)
     try:
+        watched = Watch(run) if once else _awaited(run, interval)
         if as_json:
             for fresh in [watched.poll()[-1:]] if once else follow(watched, interval):
                 for line in fresh:
@@ -41,6 +44,22 @@ def watch(
     except AlteredError as error:
         typer.echo(f"ALTERED: {error}", err=True)
         raise typer.Exit(1) from None
+
+
+def _awaited(run: Path, interval: float) -> Watch:
+    """Return a run once it has a ledger."""
+    from guardrails.errors import LedgerError
+    from guardrails.watch import Watch
+
+    told = False
+    while True:
+        try:
+            return Watch(run)
+        except LedgerError as error:
+            if not told:
+                typer.echo(f"{error} Waiting for one to be begun; Ctrl-C leaves.", err=True)
+                told = True
+            time.sleep(interval)
 
 
 def _show(watched: Watch, once: bool, interval: float) -> None:

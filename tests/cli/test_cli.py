@@ -188,6 +188,16 @@ def test_an_error_of_the_package_is_a_sentence_and_exit_code_2(run):
     assert run("plugins", before=before) == (2, "", "guardrails: Cause. Cure.\n")
 
 
+@pytest.mark.parametrize("command", ["verify", "report", "watch", "layout"])
+def test_an_error_is_json_too_where_json_was_asked_for(run, tmp_path, command):
+    more = ["--once"] if command == "watch" else []
+    code, out, _ = run(command, str(tmp_path / "nowhere"), *more, "--json")
+    assert code == 2
+    told = json.loads(out)
+    assert told["ok"] is False
+    assert told["error"].startswith("There is no ledger at")
+
+
 def test_the_demo_names_what_is_missing_and_how_to_install_it(run):
     code, out, err = run("demo", before="sys.modules['mujoco'] = sys.modules['trl'] = None")
     assert code == 2

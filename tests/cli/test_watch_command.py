@@ -186,7 +186,7 @@ def test_an_altered_line_ends_the_watch_with_exit_code_1(guard, tmp_path):
 
 
 def test_no_ledger_and_one_that_vanishes_are_sentences(guard, tmp_path):
-    done = subprocess.run([*WATCH, tmp_path / "nowhere"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*WATCH, tmp_path / "nowhere", "--once"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert "There is no ledger at" in done.stderr
     watch = Watch(tmp_path)
@@ -194,6 +194,33 @@ def test_no_ledger_and_one_that_vanishes_are_sentences(guard, tmp_path):
     (tmp_path / "ledger.jsonl").rename(tmp_path / "elsewhere.jsonl")
     with pytest.raises(Exception, match="can no longer be read"):
         watch.poll()
+
+
+def test_a_ledger_that_is_yet_to_be_begun_is_waited_for(tmp_path):
+    process = subprocess.Popen(
+        [*WATCH, tmp_path / "run", "--json", "--interval", "0.05"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert "Waiting for one to be begun" in process.stderr.readline()
+    guard = Guard(Constraint("toxicity", limit=0.5))
+    with guard.record(tmp_path / "run" / "ledger.jsonl"):
+        step(guard, 0.9)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert json.loads(out)["step"] == 1
+    assert err == ""  # it was said once
+
+
+def test_waiting_for_a_ledger_is_left_with_ctrl_c(tmp_path):
+    process = subprocess.Popen([*WATCH, tmp_path / "run"], stderr=subprocess.PIPE, text=True)
+    assert "Waiting" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "Traceback" not in err
 
 
 def test_a_long_path_does_not_hide_the_step(guard, tmp_path):

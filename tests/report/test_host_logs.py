@@ -1,9 +1,13 @@
 """What the hosts' own TensorBoard logs hold of a guarded run, and the layout that goes with them."""
 
+import http.server
 import json
+import os
 import re
 import subprocess
 import sys
+import threading
+import urllib.parse
 
 import gymnasium as gym
 import numpy as np
@@ -13,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from trl import GRPOConfig, GRPOTrainer
 
-from guardrails import CompetenceMetric, Constraint, Dial, Gate, Guard, Require
+from guardrails import CompetenceMetric, Constraint, Dial, Gate, Guard, Require, Rollout
 from guardrails.errors import GuardrailsError, LedgerError
 from guardrails.ledger import read
 from guardrails.report import layout
@@ -54,10 +58,60 @@ def recorded(run, constraint, field):
     return [getattr(line.decision.constraints[constraint], field) for line in read(run) if line.kind == "step"]
 
 
-def command(*arguments):
+def record(folder):
+    """A ledger of one step: a constraint, a gate and a dial."""
+    gate = Gate(Require(Calm(), at_least=0.5))
+    guard = Guard(Constraint("cost", limit=gate.between(1.0, 2.0)))
+    with guard.record(folder / "ledger.jsonl"):
+        guard.step(Rollout(rewards=[1.0], costs={"cost": [1.0]}))
+
+
+def command(*arguments, **environment):
     return subprocess.run(
-        [sys.executable, "-m", "guardrails", "layout", *map(str, arguments)], capture_output=True, text=True
+        [sys.executable, "-m", "guardrails", "layout", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
     )
+
+
+class Recorder:
+    """A server that takes what the Weights & Biases client sends, and answers as theirs does."""
+
+    def __init__(self, status=200):
+        recorder = self
+        self.received = []
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                answer = {}
+                if self.path == "/graphql":  # else the client's own telemetry
+                    recorder.received.append(json.loads(body))
+                    answer = {
+                        "viewer": {"id": "1", "username": "u", "entity": "acme", "flags": "{}", "teams": {"edges": []}},
+                        "upsertView": {"view": {"id": "1", "name": "nw-saved"}, "inserted": True},
+                    }
+                data = json.dumps({"data": answer}).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *args):
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self._server.server_port}"
+        self.environment = {"WANDB_BASE_URL": self.address, "WANDB_API_KEY": "a" * 40, "WANDB_SILENT": "true"}
+
+    def __enter__(self):
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *error):
+        self._server.shutdown()
+        self._server.server_close()
 
 
 def test_a_stable_baselines_run_logs_all_and_the_layout_fits_its_tags(tmp_path):
@@ -78,7 +132,9 @@ def test_a_stable_baselines_run_logs_all_and_the_layout_fits_its_tags(tmp_path):
     assert {"guardrails/gate/level", "guardrails/gate/calm/mean", "guardrails/gate/calm/lower"} <= set(logged)
     done = command(tmp_path, logs, "--json")
     assert done.returncode == 0, done.stderr
-    assert list(json.loads(done.stdout)) == ["guardrails: cost", "guardrails: gate"]
+    told = json.loads(done.stdout)
+    assert list(told["charts"]) == ["guardrails: cost", "guardrails: gate"]
+    assert told["written"] == {"tensorboard": str(logs)}
     patterns = laid_out(logs)
     assert len(patterns) == 7
     for pattern in patterns:
@@ -122,23 +178,83 @@ def test_a_trl_run_logs_all_and_the_layout_fits_its_tags(tmp_path, monkeypatch):
 def test_names_are_no_patterns(tmp_path):
     gate = Gate(Require(Calm(), at_least=0.5))
     guard = Guard(Constraint("a.b(c", limit=1.0), Dial("d+", gate.between(0.1, 0.2)))
-    from guardrails import Rollout
-
     with guard.record(tmp_path / "ledger.jsonl"):
         guard.step(Rollout(rewards=[1.0], costs={"a.b(c": [1.0]}))
-    charts = layout.layout(tmp_path)
-    _, patterns = charts["guardrails: a.b(c"]["cost against limit"]
-    assert [bool(re.match(pattern, "guardrails/a.b(c/cost")) for pattern in patterns] == [True, False]
-    assert not re.match(patterns[0], "guardrails/axb(c/cost")
-    assert not re.match(patterns[0], "guardrails/a.b(c/cost_2")
-    assert re.match(charts["guardrails: dials"]["d+"][1][0], "train/guardrails/d+/value")
+    charts = layout.charts(tmp_path)
+    cost, _ = map(layout.pattern, charts["guardrails: a.b(c"]["cost against limit"])
+    assert re.match(cost, "guardrails/a.b(c/cost")
+    assert not re.match(cost, "guardrails/a.b(c/limit")
+    assert not re.match(cost, "guardrails/axb(c/cost")
+    assert not re.match(cost, "guardrails/a.b(c/cost_2")
+    assert re.match(layout.pattern(charts["guardrails: dials"]["d+"][0]), "train/guardrails/d+/value")
 
 
-def test_a_run_without_steps_and_a_missing_tensorboard_are_refused(tmp_path, monkeypatch):
+def test_a_view_of_the_run_is_saved_in_weights_and_biases(tmp_path):
+    record(tmp_path)
+    with Recorder() as server:
+        done = command(tmp_path, "--wandb", "acme/toys", "--json", **server.environment)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["written"] == {"wandb": f"{server.address}/acme/toys?nw=saved"}
+    (saved,) = (body["variables"] for body in server.received if "upsertView" in body["query"])
+    assert (saved["entityName"], saved["projectName"]) == ("acme", "toys")
+    spec = json.loads(saved["spec"])
+    sections = {each["name"]: each["panels"] for each in spec["section"]["panelBankConfig"]["sections"]}
+    charts = layout.charts(tmp_path)
+    assert list(sections) == list(charts)
+    for name, panels in sections.items():
+        assert [each["config"]["chartTitle"] for each in panels] == list(charts[name])
+        for panel, drawn in zip(panels, charts[name].values(), strict=True):
+            for logged in drawn:
+                assert re.search(panel["config"]["metricRegex"], f"train/{logged}")
+            assert not re.search(panel["config"]["metricRegex"], "train/loss")
+
+
+@pytest.mark.parametrize("project", ["toys", "acme/", "/toys", "a/b/c"])
+def test_a_project_needs_its_entity(tmp_path, project):
+    record(tmp_path)
+    done = command(tmp_path, "--wandb", project)
+    assert done.returncode == 2
+    assert "Give entity/project" in done.stderr
+
+
+def test_a_server_that_refuses_the_view_is_told_in_words(tmp_path):
+    record(tmp_path)
+    with Recorder(status=403) as server:
+        done = command(tmp_path, "--wandb", "acme/toys", **server.environment)
+    assert done.returncode == 2
+    assert "The view of acme/toys could not be saved" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_trackio_is_asked_for_the_scalars_of_the_run_alone(tmp_path):
+    record(tmp_path)
+    done = command(tmp_path, "--trackio", "toys & more", "--json")
+    assert done.returncode == 0, done.stderr
+    query = urllib.parse.parse_qs(json.loads(done.stdout)["written"]["trackio"].removeprefix("?"))
+    assert query["project"] == ["toys & more"]
+    (wanted,) = query["metric_filter"]
+    drawn = [scalar for each in layout.charts(tmp_path).values() for names in each.values() for scalar in names]
+    assert len(drawn) == 7
+    assert all(re.search(wanted, f"train/{scalar}") for scalar in drawn)
+    assert not re.search(wanted, "train/loss")
+    assert not re.search(wanted, "train/guardrails/other/cost")
+
+
+def test_a_layout_for_nothing_is_refused(tmp_path):
+    record(tmp_path)
+    done = command(tmp_path)
+    assert done.returncode == 2
+    assert "Say where" in done.stderr
+
+
+def test_a_run_without_steps_and_a_missing_package_are_refused(tmp_path, monkeypatch):
     guard = Guard(Constraint("cost", limit=1.0))
     guard.record(tmp_path / "ledger.jsonl").close()
     with pytest.raises(LedgerError, match="no step yet"):
-        layout.layout(tmp_path)
+        layout.charts(tmp_path)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(GuardrailsError, match="pip install tensorboard"):
-        layout.write({}, tmp_path)
+        layout.tensorboard({}, tmp_path)
+    monkeypatch.setitem(sys.modules, "wandb_workspaces", None)
+    with pytest.raises(GuardrailsError, match="pip install wandb-workspaces"):
+        layout.wandb({}, "acme/toys")
