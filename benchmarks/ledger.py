@@ -1,11 +1,11 @@
-"""What a ledger costs to write, and what it takes to verify one of a million lines.
+"""What a ledger costs to write, and what it takes to verify and to draw one of a million lines, a gigabyte.
 
-    OMP_NUM_THREADS=1 python benchmarks/ledger.py                        # about ten minutes
+    OMP_NUM_THREADS=1 python benchmarks/ledger.py                        # about fifteen minutes
     OMP_NUM_THREADS=1 python benchmarks/ledger.py --lines 10000 --json
 
 Writing is the difference of `Guard.step` with and without a ledger, in processor time, which other
-processes of the machine do not enter. Verifying is one ``guardrails verify`` in a fresh process: its
-processor and wall time, and its peak resident memory (Linux).
+processes of the machine do not enter. Verifying is one ``guardrails verify``, drawing one ``guardrails report``
+without verification, each in a fresh process: its processor and wall time, and its peak resident memory (Linux).
 """
 
 from __future__ import annotations
@@ -26,13 +26,23 @@ from guardrails import Constraint, Gate, Guard, Require, Rollout
 from guardrails.ledger import files
 
 # VmHWM, since ru_maxrss of a child starts at what its parent had.
+PEAK = """
+peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(steps, peak)
+"""
 VERIFY = """
 import sys
 from guardrails.ledger import verify
 result = verify(sys.argv[1])
 assert result.ok, result
-peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print(result.steps, peak)
+steps = result.steps
+"""
+REPORT = """
+import pathlib, sys
+from guardrails.report import collect, page
+view = collect(sys.argv[1], verified=False)
+pathlib.Path(sys.argv[1]).with_name("report.html").write_text(page([view]), encoding="utf-8")
+steps = view.steps
 """
 
 
@@ -85,10 +95,10 @@ def write(path: Path, n_lines: int) -> None:
             guard.step(rollouts[index % 64])
 
 
-def verify(path: Path) -> dict[str, float]:
-    """Verify in a fresh process, and return its times in seconds and its peak memory in MiB."""
+def measure(code: str, path: Path) -> dict[str, float]:
+    """Run ``code`` on a ledger in a fresh process, and return its times in seconds and its peak memory in MiB."""
     begun, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, "-c", VERIFY, str(path)], check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code + PEAK, str(path)], check=True, capture_output=True, text=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     steps, peak = map(int, done.stdout.split())
     return {
@@ -115,11 +125,14 @@ def main() -> None:
             path = folder / str(lines) / "ledger.jsonl"
             begun = time.process_time()
             write(path, lines)
-            results[f"verify {lines} steps"] = verify(path) | {
+            results[f"write {lines} steps"] = {
+                "cpu_s": time.process_time() - begun,
                 "bytes": sum(each.stat().st_size for each in files(path)),
                 "files": len(files(path)),
-                "writing_cpu_s": time.process_time() - begun,
             }
+            results[f"verify {lines} steps"] = measure(VERIFY, path)
+            results[f"report {lines} steps"] = measure(REPORT, path)
+            results[f"report {lines} steps"]["page_bytes"] = path.with_name("report.html").stat().st_size
     where = {"python": platform.python_version(), "machine": platform.machine(), "numpy": np.__version__}
     if arguments.json:
         print(json.dumps({"where": where, **results}, indent=2))
