@@ -103,7 +103,7 @@ def copy_ahead(
                     outputs[row.index] = row.output
                 else:
                     keep.append(i)
-            attention = _shrink(cache, attention, keep, device)
+            attention = _shrink(cache, attention, keep)
             rows = [rows[i] for i in keep]
             blocks = [
                 ([row.output[-1]], row.draft(min(lookahead, max_new_tokens - len(row.output) - 1))) for row in rows
@@ -178,13 +178,13 @@ def _padded(rows: Sequence[Sequence[int]], pad_id: int, side: str) -> tuple[Tens
     return ids, there
 
 
-def _shrink(cache: DynamicCache, attention: Tensor, keep: Sequence[int], device: torch.device) -> Tensor:
+def _shrink(cache: DynamicCache, attention: Tensor, keep: Sequence[int]) -> Tensor:
     """Drop rows that have ended, and the cache's last tokens where no row counts them."""
     if not keep:
         return attention[:0]
     if len(keep) < len(attention):
         attention = attention[list(keep)]
-        cache.batch_select_indices(torch.tensor(keep, device=device))
+        cache.batch_select_indices(torch.tensor(keep))
     counted = int(attention.any(dim=0).nonzero().max()) + 1
     if counted < attention.shape[1]:
         cache.crop(counted - attention.shape[1])
