@@ -53,7 +53,8 @@ class Rollout:
     Args:
         rewards: ``(n_rows,)`` float64, the task reward of each trajectory.
         costs: name to ``(n_rows,)`` float64. NaN marks a cost that could not be measured; a
-            constraint counts it as a violation.
+            constraint counts it as a violation. None in place of a column says that this step was not to
+            measure it, as between two evaluations: the constraints and gates that read it stay as they are.
         lengths: ``(n_rows,)`` steps or tokens of each trajectory.
         actions: one entry per row, ``(length, action_dim)`` each.
         observations: one entry per row, ``(length, observation_dim)`` each.
@@ -69,7 +70,7 @@ class Rollout:
     """
 
     rewards: FloatArray | Sequence[float] | None = None
-    costs: Mapping[str, FloatArray | Sequence[float]] = field(default_factory=dict)
+    costs: Mapping[str, FloatArray | Sequence[float] | None] = field(default_factory=dict)
     lengths: FloatArray | Sequence[float] | None = None
     actions: Sequence[Any] | None = None
     observations: Sequence[Any] | None = None
@@ -80,13 +81,15 @@ class Rollout:
     kl: FloatArray | Sequence[float] | None = None
     entropy: FloatArray | Sequence[float] | None = None
     n_rows: int = field(init=False)
+    unmeasured: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
         for name in _NUMERIC:
             values = getattr(self, name)
             if values is not None:
                 object.__setattr__(self, name, as_column(values, name))
-        costs = {name: as_column(values, name) for name, values in self.costs.items()}
+        object.__setattr__(self, "unmeasured", frozenset(name for name, values in self.costs.items() if values is None))
+        costs = {name: as_column(() if values is None else values, name) for name, values in self.costs.items()}
         object.__setattr__(self, "costs", costs)
         n_rows, counted = 0, ""
         for name, size in self._sizes():
@@ -100,25 +103,21 @@ class Rollout:
         object.__setattr__(self, "n_rows", n_rows)
 
     def _sizes(self) -> list[tuple[str, int]]:
-        sizes = [
-            (column.name, len(getattr(self, column.name)))
-            for column in fields(self)
-            if column.name not in ("costs", "n_rows") and getattr(self, column.name) is not None
-        ]
-        return sizes + [(name, len(values)) for name, values in self.costs.items()]
+        sizes = [(name, len(getattr(self, name))) for name in self._given()]
+        return sizes + [(name, len(self.cost(name))) for name in self.costs if name not in self.unmeasured]
+
+    def _given(self) -> list[str]:
+        """Names of the columns that are present, besides costs."""
+        names = [column.name for column in fields(self) if column.init and column.name != "costs"]
+        return [name for name in names if getattr(self, name) is not None]
 
     @property
     def columns(self) -> frozenset[str]:
         """Names of the columns that are present; a cost is listed under its own name and as ``costs``."""
-        named = {
-            column.name
-            for column in fields(self)
-            if column.name not in ("costs", "n_rows") and getattr(self, column.name) is not None
-        }
-        return frozenset(named | set(self.costs) | ({"costs"} if self.costs else set()))
+        return frozenset({*self._given(), *self.costs, *(("costs",) if self.costs else ())})
 
     def cost(self, name: str) -> FloatArray:
-        """Return the cost column ``name``, shape (n_rows,) float64.
+        """Return the cost column ``name``, shape (n_rows,) float64; no rows if it is `unmeasured`.
 
         Raises:
             RolloutError: if there is no such column.

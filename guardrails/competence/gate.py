@@ -147,7 +147,9 @@ class Gate:
 
     def measure(self, state: GateState, rollout: Rollout) -> GateEvidence:
         """Measure every requirement on ``rollout``, and return what the scores come down to."""
-        if not rollout.n_rows:  # nothing to judge a metric by, so nothing to hold against it
+        read = {column for each in self.requires for column in each.measured.requires}
+        absent = rollout.unmeasured & read or (rollout.unmeasured and "costs" in read)
+        if absent or not rollout.n_rows:  # nothing to judge a metric by, so nothing to hold against it
             return self.reduce(state, np.zeros((len(self.requires), 0)))
         measured = [measure(each.measured, rollout, self.budget_seconds) for each in self.requires]
         scores = np.array([each.scores for each in measured])

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from guardrails import Rollout, RolloutError
+from guardrails import Constraint, Gate, Guard, Require, Rollout, RolloutError
+from guardrails.competence import ConstraintSatisfaction
 
 
 def test_columns_of_different_length_are_refused_by_name():
@@ -53,3 +54,30 @@ def test_columns_lists_what_is_present_and_costs_by_their_own_name():
 
 def test_an_empty_rollout_has_no_rows():
     assert Rollout(costs={"speed": []}).n_rows == 0
+
+
+def test_a_cost_that_a_step_was_not_to_measure_is_said_with_none_and_counts_no_rows():
+    rollout = Rollout(costs={"speed": [1.0, 3.0], "eval_loss": None})
+    assert rollout.n_rows == 2
+    assert rollout.unmeasured == {"eval_loss"}
+    assert rollout.cost("eval_loss").shape == (0,)
+    with pytest.raises(RolloutError, match="'eval_loss' has 0 rows, but 'speed' has 2"):
+        Rollout(costs={"speed": [1.0, 3.0], "eval_loss": []})
+
+
+def test_what_reads_an_unmeasured_cost_stays_as_it_is_and_the_rest_goes_on():
+    watch = Gate(Require(ConstraintSatisfaction("speed", 1.0), at_least=0.5), name="watch", confidence=0.5)
+    other = Gate(Require(ConstraintSatisfaction("eval_loss", 1.0), at_least=0.5), name="other", confidence=0.5)
+    guard = Guard(
+        Constraint("speed", limit=watch.between(1.0, 2.0)), Constraint("eval_loss", limit=other.between(1.0, 2.0))
+    )
+    guard.step(Rollout(costs={"speed": [2.0] * 8, "eval_loss": [2.0] * 8}))
+    before, held = guard.multipliers, guard.state_dict()
+    decision = guard.step(Rollout(costs={"speed": [2.0] * 8, "eval_loss": None}))
+    after = guard.state_dict()
+    assert guard.multipliers["speed"] > before["speed"]
+    assert guard.multipliers["eval_loss"] == before["eval_loss"]
+    for kind, name in (("constraints", "eval_loss"), ("gates", "other")):
+        assert after[kind][name] == held[kind][name]
+    assert after["gates"]["watch"] != held["gates"]["watch"]
+    assert not any(reason.verdict == "failed" for reason in decision.reasons)
