@@ -19,17 +19,19 @@ Text: TypeAlias = "str | list[dict[str, Any]]"
 
 @runtime_checkable
 class RefineHost(Protocol):
-    """What an adapter offers a refiner while it is attached.
+    """What an adapter offers a refiner while it is attached."""
 
-    Attributes:
-        tokenizer: of the policy.
-        max_completion_length: tokens that a completion, and so its correction, may have.
-        host_name: what errors call the host.
-    """
+    @property
+    def tokenizer(self) -> Any:
+        """Of the policy."""
 
-    tokenizer: Any
-    max_completion_length: int
-    host_name: str
+    @property
+    def max_completion_length(self) -> int:
+        """Tokens that a completion, and so its correction, may have, its end included."""
+
+    @property
+    def host_name(self) -> str:
+        """What errors call the host."""
 
     def reference(self) -> AbstractContextManager[Any]:
         """Return a context in which the reference model can be used; it is the value of the ``with``.

@@ -20,6 +20,7 @@ from guardrails_transformers import load_guard, save_guard
 from guardrails_trl.advantages import mix
 from guardrails_trl.costs import cost_functions, is_async
 from guardrails_trl.dials import Dials
+from guardrails_trl.refinement import Refined, Refining, Written
 from guardrails_trl.seams import GENERATE_AND_SCORE, RESUME, SCORE, Host
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,10 @@ class GuardrailsCallback(TrainerCallback):
     is used for more than one update. Dials: ``beta``, ``temperature``, ``max_completion_length``; see
     `guardrails_trl.dials`.
 
+    A `Refinement` adds α · (-log π(y⁺|x)) to the loss: what the policy wrote is corrected right after the host has
+    scored it, and the corrections travel with their rows; see `guardrails_trl.refined_loss`. Evaluation refines
+    nothing.
+
     Constructing it attaches the guard; ``trainer.add_callback`` must follow. Multipliers are saved into every
     checkpoint as ``guardrails.json``, and ``trainer.train(resume_from_checkpoint=...)`` restores them.
 
@@ -86,11 +91,22 @@ class GuardrailsCallback(TrainerCallback):
             raise AttachError(f"GuardrailsCallback(trainer, guard) needs a Guard second, not {type(guard).__name__}.")
         host = Host(trainer)
         columns = host.data_columns
-        self._functions = {part.name: cost_functions(part, columns, host.name) for part in guard.constraints}
+        self._functions = {
+            part.name: cost_functions(part, columns, host.name)
+            for part in guard.constraints
+            if part.cost is not None or part.name not in guard.steering
+        }
         self._has_async = any(is_async(function) for functions in self._functions.values() for function in functions)
-        guard.check_columns(host.rollout_columns | set(self._functions), f"the {host.name} host")
+        refined = {"edit_ratio"} if guard.refinement else set()
+        guard.check_columns(host.rollout_columns | set(self._functions) | refined, f"the {host.name} host")
         dials = Dials(trainer, guard, host.name)
-        guard.attach(host.name, dials=dials.available)
+        refining = Refining(host, guard) if guard.refinement else None
+        try:
+            guard.attach(host.name, dials=dials.available, refines=True)
+        except AttachError:
+            if refining is not None:
+                refining.detach()
+            raise
         self._dials: Dials | None = dials
         self._host: Host | None = host
         self._guard = guard
@@ -98,6 +114,9 @@ class GuardrailsCallback(TrainerCallback):
         self._record_at = ledger
         self._ledger: Ledger | None = None
         self._scored: _Scored | None = None
+        self._refining: Refining | None = refining
+        if refining is not None:
+            refining.attach()
         host.wrap(SCORE, self._score)
         host.wrap(GENERATE_AND_SCORE, self._generate_and_score)
         host.wrap(RESUME, self._resume)
@@ -119,7 +138,9 @@ class GuardrailsCallback(TrainerCallback):
         host.unwrap()
         if self._dials is not None:
             self._dials.restore()
-        self._dials = None
+        if self._refining is not None:
+            self._refining.detach()
+        self._dials = self._refining = None
         host.forget(PREFIX)
         while host.has_callback(self):
             host.trainer.remove_callback(self)
@@ -141,6 +162,11 @@ class GuardrailsCallback(TrainerCallback):
             beside = Path(str(args.output_dir)) / "guardrails" / "ledger.jsonl"
             path = beside if self._record_at is True else Path(self._record_at)
             self._ledger = self._guard.record(path, seed=args.seed)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Log what the refinement's term was over the micro-batches of an optimizer step."""
+        if self._refining is not None:
+            self._refining.flush(PREFIX)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -223,13 +249,16 @@ class GuardrailsCallback(TrainerCallback):
             self._act(host, scored, output)
         else:
             for part in self._guard.constraints:
-                host.log("eval", {f"{PREFIX}{part.name}/cost": _mean_cost(part, scored.costs[part.name])})
+                if part.name in scored.costs:
+                    host.log("eval", {f"{PREFIX}{part.name}/cost": _mean_cost(part, scored.costs[part.name])})
         for name, costs in scored.costs.items():
             host.log_column(f"{PREFIX}{name}/cost", costs.tolist())
         return output
 
     def _act(self, host: Host, scored: _Scored, output: dict[str, Any]) -> None:
-        alone = host.is_alone
+        alone, refining = host.is_alone, self._refining
+        written = _written(host, scored)
+        refined = refining.correct(written, output) if refining is not None and refining.measures else None
         rollout = Rollout(
             rewards=_column(scored.rewards),
             costs={name: _column(costs) for name, costs in scored.costs.items()},
@@ -237,15 +266,19 @@ class GuardrailsCallback(TrainerCallback):
             prompts=scored.texts[0] if alone else None,
             completions=scored.texts[1] if alone else None,
             infos=scored.inputs if alone else None,
+            edit_ratio=None if refined is None else refined.edit_ratio,
             **(host.divergences(output) if self._guard.requires & {"entropy", "kl"} else {}),
         )
         decision = self._guard.step(rollout)
         host.log("train", {f"{PREFIX}{name}": value for name, value in decision.metrics().items()})
+        if refining is not None:
+            self._refine(refining, refined, written, output, decision.step)
+        acting = [part for part in self._guard.constraints if part.name not in self._guard.steering]
         multipliers = decision.multipliers
-        if not any(multipliers.values()):
+        if not any(multipliers[part.name] for part in acting):
             return
         penalties = []
-        for part in self._guard.constraints:
+        for part in acting:
             rows = scored.costs[part.name]
             if decision.constraints[part.name].invalid_rows:
                 rows = torch.as_tensor(self._guard.sanitised(part.name), dtype=rows.dtype, device=rows.device)
@@ -257,6 +290,24 @@ class GuardrailsCallback(TrainerCallback):
         if not alone:
             everything = mix(local.new_tensor(host.logged_advantages(rollout.n_rows)), penalties)
         host.replace_logged_advantages(everything.tolist())
+
+    def _refine(
+        self, refining: Refining, refined: Refined | None, written: Written, output: dict[str, Any], step: int
+    ) -> None:
+        """Correct what was written unless that was done to decide, or the weight is 0; learn and report it."""
+        if refined is None and self._guard.refinement_weight > 0.0:
+            refined = refining.correct(written, output)
+        if refined is None:
+            refining.rest()
+            return
+        refining.learn(refined, written, output)
+        refining.report(refined, written, PREFIX, step)
+
+
+def _written(host: Host, scored: _Scored) -> Written:
+    prompts, completions = scored.texts
+    rewards = host.local(scored.rewards, len(prompts))
+    return Written(scored.inputs, prompts, completions, scored.completion_ids, rewards.tolist())
 
 
 def _column(values: Tensor) -> Any:

@@ -36,7 +36,7 @@ def cost_functions(constraint: Constraint, columns: Collection[str] | None, host
         raise AttachError(
             f"{owner} {named}, but on {host} a cost is a function like a TRL reward function. "
             f"Give Constraint('{constraint.name}', ..., cost=function): function(prompts, completions, **kwargs) "
-            "returns one number per completion."
+            "returns one number per completion; or cost='kl', the divergence from the reference, which turns beta."
         )
     functions = [cost] if callable(cost) else list(cost)
     for function in functions:

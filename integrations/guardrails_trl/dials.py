@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import trl
@@ -10,7 +12,8 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from guardrails import AttachError, Dial, Guard
 from guardrails.competence import Between
-from guardrails_trl.seams import temperature_cells
+from guardrails_trl.divergence import Divergence, constraint_on_kl
+from guardrails_trl.seams import SUPPORTED, temperature_cells
 
 BETA, TEMPERATURE, LENGTH = "beta", "temperature", "max_completion_length"
 
@@ -23,6 +26,9 @@ class Dials:
       On GRPO a value of 0 saves no forward pass of the reference model, which has to stand by.
     - ``temperature`` of sampling, from the next batch on, in generation and in the log-probabilities of the loss.
     - ``max_completion_length`` in tokens, rounded, from the next batch on.
+
+    ``beta`` may be the multiplier of a constraint on the divergence instead of a dial, see
+    `guardrails_trl.divergence`; the same holds for when it acts.
 
     Evaluation generates with the values in force too.
 
@@ -47,22 +53,40 @@ class Dials:
         self._names = [name for name in checks if name in parts]
         for name in self._names:
             checks[name](trainer, parts[name], host)
+        held = constraint_on_kl(guard, trainer, host)
+        if held is not None:
+            self._names.append(BETA)
+        self._held = None if held is None else held.name
+        self.divergence = None if held is None else Divergence(trainer)
         self._initial = {name: getattr(trainer, name) for name in self._names}
         self._heads = temperature_cells(trainer, host) if TEMPERATURE in self._names else []
 
-    def before(self, values: Mapping[str, float]) -> None:
-        """Set what a generation reads; ``values`` are the dials in force."""
+    @property
+    def steering(self) -> frozenset[str]:
+        """Names of the constraints whose multiplier is a knob of the host, and nothing else."""
+        return frozenset() if self._held is None else frozenset({self._held})
+
+    def watching(self) -> AbstractContextManager[None]:
+        """Return the context in which the host generates and scores a batch."""
+        return nullcontext() if self.divergence is None else self.divergence.watching()
+
+    def before(self, guard: Guard) -> None:
+        """Set what a generation reads, from what is in force in ``guard``."""
+        values = guard.dials
         for name in self._names:
             if name == BETA and isinstance(self._trainer, GRPOTrainer):
                 # With a beta of 0 the host would skip the reference, and could not raise beta on this batch.
                 self._set(BETA, self._initial[BETA])
+            elif name == BETA and self._held is not None:
+                # The least number above 0: the host measures the divergence, and weighs it with 0 in float32.
+                self._set(BETA, max(guard.multipliers[self._held], sys.float_info.min))
             else:
                 self._set(name, values[name])
 
-    def after(self, values: Mapping[str, float]) -> None:
-        """Set what the losses on the batch read; ``values`` are the dials in force."""
+    def after(self, guard: Guard) -> None:
+        """Set what the losses on the batch read, from what is in force in ``guard``."""
         if BETA in self._names:
-            self._set(BETA, values[BETA])
+            self._set(BETA, guard.dials[BETA] if self._held is None else guard.multipliers[self._held])
 
     def restore(self) -> None:
         """Put back what the trainer had before."""
@@ -115,7 +139,7 @@ def _check_generation(trainer: Any, name: str, key: str, host: str) -> None:
     if not hasattr(config, key):
         raise AttachError(
             f"Dial '{name}' does not turn on this {host} of TRL {trl.__version__}: it has no generation_config.{key}. "
-            "Install trl>=1.16,<2, or leave out the dial."
+            f"Install {SUPPORTED}, or leave out the dial."
         )
     if getattr(config, key) != getattr(trainer, name):
         raise AttachError(

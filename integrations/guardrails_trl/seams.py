@@ -21,11 +21,15 @@ from trl.trainer.rloo_trainer import RLOOTrainer
 from guardrails import AttachError
 from guardrails_trl import advantages
 
+SUPPORTED = "trl>=1.8,<2"
+"""Versions whose names are known here; errors ask for them, and the extra ``trl`` does."""
+
 Mode: TypeAlias = Literal["train", "eval"]
 
 SCORE = "_calculate_rewards"
 GENERATE_AND_SCORE = "_generate_and_score_completions"
 RESUME = "_load_optimizer_and_scheduler"
+LOG_PROBS = "_get_per_token_logps_and_entropies"
 
 _PARAMETERS = {
     SCORE: ["inputs", "prompts", "completions", "completion_ids_list"],
@@ -61,7 +65,7 @@ class Host:
         self.name = type(trainer).__name__
         _check(trainer, base, self.name)
         self.trainer: Any = trainer
-        self._wrappers: dict[str, Any] = {}
+        self._wrappers: dict[str, tuple[Any, Any]] = {}
         self._loop: _Loop | None = None
 
     @property
@@ -136,7 +140,7 @@ class Host:
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             return wrapper(original, *args, **kwargs)
 
-        self._wrappers[name] = wrapped
+        self._wrappers[name] = wrapped, vars(self.trainer).get(name)
         setattr(self.trainer, name, wrapped)
 
     def unwrap(self) -> None:
@@ -145,14 +149,17 @@ class Host:
         Raises:
             AttachError: if somebody has wrapped a method again since.
         """
-        for name, wrapped in self._wrappers.items():
+        for name, (wrapped, _) in self._wrappers.items():
             if vars(self.trainer).get(name) is not wrapped:
                 raise AttachError(
                     f"{self.name}.{name} was replaced after the guard was attached, so it cannot be put back. Undo "
                     "that replacement first, then call detach()."
                 )
-        for name in self._wrappers:
-            delattr(self.trainer, name)
+        for name, (_, before) in self._wrappers.items():
+            if before is None:
+                delattr(self.trainer, name)
+            else:
+                setattr(self.trainer, name, before)
         self._wrappers = {}
         if self._loop is not None:
             self._loop.close()
@@ -215,7 +222,7 @@ class Host:
             column.pop()
         column.extend(values)
 
-    def log_column(self, name: str, values: Sequence[float]) -> None:
+    def log_column(self, name: str, values: Sequence[Any]) -> None:
         """Append ``values`` to a column of the host's completions table, padding the rows it was not there for."""
         column, n_rows = self.trainer._logs["extra"][name], len(self.trainer._logs["prompt"])
         rows = [*column, *values][-n_rows:]
@@ -236,10 +243,9 @@ def _check(trainer: Any, base: type, name: str) -> None:
             "GuardrailsCallback it has; put several constraints into one Guard."
         )
     version = f"training-guardrails does not know the {base.__name__} of TRL {trl.__version__}"
-    cure = "Install trl>=1.16,<2 or upgrade training-guardrails."
+    cure = f"Install {SUPPORTED} or upgrade training-guardrails."
     for method, expected in _PARAMETERS.items():
-        function = getattr(base, method, None)
-        if function is None or list(inspect.signature(function).parameters)[1:] != expected:
+        if _parameters(base, method) != expected:
             raise AttachError(f"{version}: its method {method}({', '.join(expected)}) is gone or has changed. {cure}")
     missing = [attribute for attribute in (*_ATTRIBUTES, *_OF_CLASS[base]) if not hasattr(trainer, attribute)]
     missing += [
@@ -255,12 +261,36 @@ def _check(trainer: Any, base: type, name: str) -> None:
             )
 
 
+def _parameters(base: type, method: str) -> list[str] | None:
+    function = getattr(base, method, None)
+    return None if function is None else list(inspect.signature(function).parameters)[1:]
+
+
+def check_log_probs(base: type, host: str) -> None:
+    """Raise unless the host computes log-probabilities with the arguments that this adapter knows.
+
+    Raises:
+        AttachError: naming the version.
+    """
+    expected = ["model", "input_ids", "attention_mask", "logits_to_keep"]
+    if (_parameters(base, LOG_PROBS) or [])[:4] != expected:
+        raise AttachError(
+            f"training-guardrails cannot measure the divergence of the {host} of TRL {trl.__version__}: its method "
+            f"{LOG_PROBS}({', '.join(expected)}, ...) is gone or has changed. Install {SUPPORTED} or upgrade "
+            "training-guardrails."
+        )
+
+
 def temperature_cells(trainer: Any, host: str) -> list[Any]:
     """Return the closure cells with the temperature at which the host's fused heads score tokens.
 
-    TRL hands it to the model's forward once, at construction. Sampling at another temperature than that of
-    the log-probabilities would be off-policy without a sign of it.
+    TRL from 1.15 on hands it to the model's forward once, at construction; before, it reads its own attribute every
+    time and there are no cells. Sampling at another temperature than that of the log-probabilities would be
+    off-policy without a sign of it.
     """
+    read = inspect.unwrap(getattr(type(trainer), LOG_PROBS, lambda: None)).__code__.co_names
+    if "temperature" in read:
+        return []
     cells = []
     for model in (trainer.model, trainer.ref_model):
         if model is None:
@@ -277,7 +307,7 @@ def temperature_cells(trainer: Any, host: str) -> list[Any]:
         else:
             raise AttachError(
                 f"training-guardrails cannot turn the temperature of the {host} of TRL {trl.__version__}: that of its "
-                "log-probabilities has moved. Install trl>=1.16,<2, or leave out the dial."
+                f"log-probabilities has moved. Install {SUPPORTED}, or leave out the dial."
             )
     return cells
 

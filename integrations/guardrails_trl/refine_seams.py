@@ -1,0 +1,209 @@
+"""The further names of TRL, not all public, that a refinement relies on; those of every guard are in `seams`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import trl
+from accelerate.utils import gather, gather_object
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+from trl.trainer.grpo_trainer import GRPOTrainer
+from trl.trainer.rloo_trainer import RLOOTrainer
+from trl.trainer.utils import use_adapter
+
+from guardrails import AttachError
+from guardrails_trl.seams import SCORE, Host
+
+LOSS = "compute_loss"
+LOG_PROBS = "_get_per_token_logps_and_entropies"
+
+_PARAMETERS = ["model", "input_ids", "attention_mask", "logits_to_keep"]
+_ATTRIBUTES = ("max_completion_length", "eos_token_ids", "_tokenizer", "_pending_extra_logs", "_pending_metrics")
+_LOSS_TYPES = ("grpo", "sapo", "bnpo", "dr_grpo", "dapo", "cispo", "vespo", "luspo")
+
+
+class RefineSeams:
+    """A GRPO or RLOO trainer as a refinement needs it; the `guardrails.refine.RefineHost` of its refiner.
+
+    Args:
+        host: the trainer. Looking at it changes nothing.
+
+    Raises:
+        AttachError: if this trainer or version of TRL cannot be refined, with the reason.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self._host, self._trainer, self.host_name = host, host.trainer, host.name
+        _check(host.trainer, host.name)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The policy's tokenizer."""
+        return self._trainer._tokenizer
+
+    @property
+    def max_completion_length(self) -> int:
+        """Tokens of a completion at most, its end included."""
+        return int(self._trainer.max_completion_length)
+
+    @contextmanager
+    def reference(self) -> Iterator[Any]:
+        """Let the reference model be used: the host's own, or the policy without its adapter.
+
+        Raises:
+            AttachError: if the host holds none, or holds it in pieces.
+        """
+        trainer = self._trainer
+        plugin = getattr(trainer.args, "deepspeed_plugin", None)
+        if trainer.is_fsdp_enabled or getattr(plugin, "zero_stage", 0) == 3:
+            raise AttachError(
+                f"The reference model of this {self.host_name} is spread over the processes (FSDP or DeepSpeed "
+                "ZeRO-3), so it cannot write corrections. Use DDP or ZeRO up to stage 2, an EndpointRefiner, or give "
+                "each process a model of its own: ModelRefiner(model)."
+            )
+        policy = trainer.accelerator.unwrap_model(trainer.model)
+        if trainer.ref_model is not None:
+            yield trainer.accelerator.unwrap_model(trainer.ref_model)
+        elif hasattr(policy, "peft_config"):
+            with use_adapter(policy, adapter_name="ref" if "ref" in policy.peft_config else None):
+                yield policy
+        else:
+            raise AttachError(
+                f"This {self.host_name} holds no reference model that could correct its policy: it was built with "
+                "beta=0 and without PEFT. Build it with a beta above 0 or a peft_config, or give a model: "
+                "ModelRefiner(model)."
+            )
+
+    def ended(self, ids: Sequence[int]) -> bool:
+        """Whether a completion came to an end of its own."""
+        return bool(ids) and ids[-1] in self._trainer.eos_token_ids
+
+    def truncated(self, ids: Sequence[int]) -> bool:
+        """Whether the host counts a completion as cut off."""
+        return not ids or ids[-1] not in (*self._trainer.eos_token_ids, self.tokenizer.pad_token_id)
+
+    def end_token(self, ids: Sequence[int]) -> int:
+        """Return the token that ends a correction of this completion: its own where it has one."""
+        if self.ended(ids):
+            return ids[-1]
+        end = self.tokenizer.eos_token_id
+        return int(self._trainer.eos_token_ids[0] if end is None else end)
+
+    def texts(self, completions: Sequence[Any], ids: Sequence[Sequence[int]]) -> list[str]:
+        """Return completions as the policy wrote them; of parsed messages the text before parsing."""
+        if all(isinstance(completion, str) for completion in completions):
+            return list(completions)
+        return list(self.tokenizer.batch_decode(ids, skip_special_tokens=True))
+
+    def score(
+        self, inputs: Sequence[dict[str, Any]], prompts: Sequence[Any], texts: Sequence[str], ids: Sequence[list[int]]
+    ) -> list[float]:
+        """Return the host's task reward of other completions of its prompts, NaN where nothing scores them.
+
+        Every process calls it with equally many rows, as the host gathers the scores. What reward functions
+        log on the side is dropped: these texts are not the policy's. Where they fail, the scores are NaN.
+        """
+        trainer = self._trainer
+        shaped = [
+            text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+            for prompt, text in zip(prompts, texts, strict=True)
+        ]
+        original = getattr(type(trainer), SCORE).__get__(trainer)
+        try:
+            columns = original(list(inputs), list(prompts), shaped, list(ids))
+        except Exception:
+            width, device = len(trainer.reward_funcs), trainer.accelerator.device
+            gather(torch.full((len(prompts), width), float("nan"), device=device))  # the other processes wait for it
+            raise
+        finally:
+            trainer._pending_extra_logs.clear()
+            trainer._pending_metrics.clear()
+        return [float(value) for value in self._host.local(self._host.total_rewards(columns), len(prompts))]
+
+    @property
+    def shows_completions(self) -> bool:
+        """Whether the host keeps a table of completions that somebody will see."""
+        return bool(self._trainer.log_completions)
+
+    def gathered(self, rows: Tensor) -> Tensor:
+        """Return the rows of all processes, in their order."""
+        moved: Tensor = self._trainer.accelerator.gather(rows.to(self._trainer.accelerator.device))
+        return moved.cpu()
+
+    def gathered_objects(self, values: list[Any]) -> list[Any]:
+        """Return the lists of all processes as one."""
+        return list(gather_object(values))
+
+    def summed(self, values: Tensor) -> Tensor:
+        """Return the sum over all processes."""
+        total: Tensor = self._trainer.accelerator.reduce(values.to(self._trainer.accelerator.device), reduction="sum")
+        return total
+
+    def divisor(self, n_rows: int, n_tokens: float, n_all_tokens: float) -> float:
+        """Return by what the host's loss divides a micro-batch's sum over tokens, accumulation included.
+
+        Every divisor is one number for all rows. Where the host averages within each row first (``grpo``,
+        ``sapo``), that would weigh a token by the length of its row, and -log π(y) of faultless rows would no longer
+        have a gradient of mean zero: it would shorten them. Those are divided by the tokens of the micro-batch. Tokens
+        count whether or not ``mask_truncated_completions`` hides them from the host's own loss: as a policy degenerates
+        few are left, and the term would outgrow any weight.
+
+        Args:
+            n_rows: completions of the micro-batch.
+            n_tokens: their sampled tokens.
+            n_all_tokens: sampled tokens of the generation batch, over all processes.
+        """
+        trainer = self._trainer
+        if isinstance(self._trainer, RLOOTrainer):
+            return n_rows  # of log-probabilities summed per row; transformers divides by the accumulation steps
+        steps = float(trainer.current_gradient_accumulation_steps)
+        if trainer.loss_type == "luspo":
+            return n_rows * steps
+        if trainer.loss_type == "dr_grpo":
+            return n_rows * self.max_completion_length * steps
+        if trainer.loss_type in ("grpo", "sapo", "bnpo"):
+            return max(n_tokens, 1.0) * steps
+        generations = float(trainer.args.steps_per_generation * trainer.accelerator.num_processes)
+        return max(n_all_tokens, 1.0) * steps / generations
+
+
+def _check(trainer: Any, name: str) -> None:
+    base = GRPOTrainer if isinstance(trainer, GRPOTrainer) else RLOOTrainer
+    for attribute, what in (
+        ("tools", "it calls tools, so a completion is more than one text of the policy's"),
+        ("environment_factories", "its environments write parts of a completion"),
+        ("rollout_func", "its rollout_func may write parts of a completion"),
+    ):
+        if getattr(trainer, attribute, None):
+            raise AttachError(f"A Refinement cannot correct what this {name} generates: {what}. Leave it out here.")
+    if not isinstance(trainer.processing_class, PreTrainedTokenizerBase):
+        raise AttachError(
+            f"A Refinement cannot correct what this {name} generates: it reads images, which a refiner does not see. "
+            "Leave it out here."
+        )
+    version = f"training-guardrails cannot put a Refinement into the {base.__name__} of TRL {trl.__version__}"
+    cure = "Install trl>=1.16,<2, upgrade training-guardrails, or leave the Refinement out."
+    function = getattr(base, LOG_PROBS, None)
+    if function is None or list(inspect.signature(function).parameters)[1:5] != _PARAMETERS:
+        raise AttachError(
+            f"{version}: its method {LOG_PROBS}({', '.join(_PARAMETERS)}, ...) is gone or changed. {cure}"
+        )
+    missing = [attribute for attribute in _ATTRIBUTES if not hasattr(trainer, attribute)]
+    if missing:
+        raise AttachError(f"{version}: it has no {', '.join(missing)}. {cure}")
+    for method in (LOSS, "_compute_loss", LOG_PROBS):
+        if getattr(type(trainer), method, None) is not getattr(base, method, None):
+            raise AttachError(
+                f"{name} replaces {method} of {base.__name__}, so a Refinement's term might be added to something else "
+                f"than a loss on log-probabilities. Use {base.__name__} itself, or leave the Refinement out."
+            )
+    if base is GRPOTrainer and trainer.loss_type not in _LOSS_TYPES:
+        raise AttachError(
+            f"A Refinement does not know how the loss_type '{trainer.loss_type}' of this {name} is scaled. Known: "
+            f"{', '.join(_LOSS_TYPES)}."
+        )

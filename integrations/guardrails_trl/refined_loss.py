@@ -1,0 +1,141 @@
+"""The term α · (-log π(y⁺|x)) in the loss of a TRL host, from the host's own forward pass.
+
+Corrections travel with their rows in the host's batch. Where y⁺ = y, -log π(y⁺) is made of the log-probabilities that
+the host computes anyway; corrected rows are appended to the batch of that same pass. So every process
+runs the host's number of passes, with rows of its own or without.
+
+π is the policy that the host samples from and scores, at its temperature: only of that one does -log π(y) have a
+gradient of mean zero over y.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from guardrails_trl.refine_seams import RefineSeams
+
+IDS, MASK, LEARNED, COPIED = (f"guardrails_refined_{name}" for name in ("ids", "mask", "learned", "copied"))
+LENGTHS, TOTAL = "guardrails_refined_lengths", "guardrails_refined_total"
+
+
+class RefinedLoss:
+    """Adds the term to each micro-batch that has corrections.
+
+    Args:
+        seams: the host.
+
+    Attributes:
+        weight: α in force.
+    """
+
+    def __init__(self, seams: RefineSeams) -> None:
+        self._seams = seams
+        self.weight = 0.0
+        self._inputs: dict[str, Any] | None = None
+        self._nll: Tensor | None = None
+        self._sums: Tensor | None = None
+
+    def put(
+        self,
+        output: dict[str, Any],
+        targets: Sequence[Sequence[int]],
+        learned: Sequence[Sequence[int]],
+        copied: Sequence[bool],
+        lengths: Sequence[int],
+        total: float,
+    ) -> None:
+        """Add corrections to the batch the host has generated, a row each.
+
+        They stay on the CPU, where rows are picked without waiting for a device.
+
+        Args:
+            output: the host's batch; changed in place.
+            targets: token ids of y⁺, empty where there is no term or y⁺ = y.
+            learned: 1 for each token of it that is learned, else 0.
+            copied: whether y⁺ = y.
+            lengths: sampled tokens of each row.
+            total: sampled tokens over all processes.
+        """
+        width = max(1, *map(len, targets))
+        ids = torch.zeros(len(targets), width, dtype=torch.long)
+        mask, learn = torch.zeros_like(ids), torch.zeros(len(targets), width)
+        for row, (tokens, marks) in enumerate(zip(targets, learned, strict=True)):
+            ids[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
+            mask[row, : len(tokens)] = 1
+            learn[row, : len(tokens)] = torch.tensor(marks, dtype=learn.dtype)
+        output |= {IDS: ids, MASK: mask, LEARNED: learn, COPIED: torch.tensor(copied)}
+        output |= {LENGTHS: torch.tensor(lengths, dtype=torch.float32), TOTAL: torch.tensor(total)}
+
+    def compute_loss(
+        self, original: Callable[..., Tensor], model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """Return the host's loss, plus the term where the micro-batch has corrections."""
+        if IDS not in inputs or not (inputs[MASK].any() or inputs[COPIED].any()):
+            return original(model, inputs, *args, **kwargs)
+        self._inputs, self._nll = inputs, None
+        try:
+            loss = original(model, inputs, *args, **kwargs)
+            nll = self._nll
+        finally:
+            self._inputs = self._nll = None
+        if nll is None:
+            raise RuntimeError(f"{self._seams.host_name} computed a loss without log-probabilities of its completions.")
+        lengths = inputs[LENGTHS]
+        divisor = self._seams.divisor(len(lengths), float(lengths.sum()), float(inputs[TOTAL]))
+        return loss + self.weight * nll / divisor
+
+    def log_probs(
+        self,
+        original: Callable[..., tuple[Tensor, Tensor | None, Any]],
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None, Any]:
+        """Return the host's log-probabilities; those of the corrections, from the same pass, become the term."""
+        inputs, self._inputs = self._inputs, None
+        if inputs is None:
+            return original(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
+        n_rows, device = len(input_ids), input_ids.device
+        rows = inputs[MASK].any(dim=1).nonzero().squeeze(1)
+        width, keep = logits_to_keep, 0
+        if len(rows):
+            keep = int(inputs[MASK][rows].sum(dim=1).max())
+            width = max(logits_to_keep, keep)
+            start = input_ids.shape[1] - logits_to_keep
+            picked = rows.to(device, non_blocking=True)
+            refined_ids, refined_mask = (
+                torch.cat(
+                    [
+                        pad(whole, (0, width - logits_to_keep)),
+                        torch.cat(
+                            [whole[picked, :start], pad(inputs[name][rows, :keep], (0, width - keep)).to(whole)], 1
+                        ),
+                    ]
+                )
+                for whole, name in ((input_ids, IDS), (attention_mask, MASK))
+            )
+            logps, entropies, aux = original(model, refined_ids, refined_mask, width, *args, **kwargs)
+        else:
+            logps, entropies, aux = original(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
+        learned = inputs[LEARNED][rows, :keep].to(logps, non_blocking=True)
+        copied = inputs[COPIED].to(logps, non_blocking=True)[:, None] * inputs["completion_mask"]
+        own = logps[:n_rows, :logits_to_keep]
+        self._nll = -(own * copied).sum() - (logps[n_rows:, :keep] * learned).sum()
+        seen = torch.stack([self._nll.detach(), copied.sum() + learned.sum()]).float()
+        self._sums = seen if self._sums is None else self._sums + seen
+        return own, None if entropies is None else entropies[:n_rows, :logits_to_keep], aux
+
+    def flush(self) -> float | None:
+        """Return the mean of -log π per learned token since the last flush, over all processes; None without any."""
+        sums = self._sums if self._sums is not None else torch.zeros(2)
+        self._sums = None
+        nll, n_tokens = self._seams.summed(sums).tolist()
+        return nll / n_tokens if n_tokens else None
