@@ -1,0 +1,264 @@
+"""GuardrailsCallback: a guard on a transformers `Trainer` or any subclass that computes its loss on batches."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from guardrails import AttachError, Decision, Guard, Rollout, RolloutError
+from guardrails.ledger import Ledger
+from guardrails_transformers import seams
+from guardrails_transformers.checkpoint import load_guard, save_guard
+from guardrails_transformers.costs import BatchFunction, check_evaluation, check_gates, sources
+from guardrails_transformers.dials import Dials
+from guardrails_transformers.loss import GuardedLoss, without_effect
+from guardrails_transformers.rows import Traffic
+from guardrails_transformers.seams import Host
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "guardrails/"
+"""Start of every metric this adapter adds to the host's."""
+
+
+class GuardrailsCallback(TrainerCallback):
+    """Guards a trainer whose loss comes from one forward pass: loss + Σ ψᵢ(vᵢ), vᵢ the scaled violation of cost i.
+
+    ψ(v) is λ v for most schedulers and ([λ + ρ v]₊² - λ²) / 2ρ for `AugmentedLagrangian`. It joins the loss with its
+    gradient and with the host's own scaling for gradient accumulation and processes; where every λ is 0, training is
+    the unguarded one, bit for bit. `Guard.step` sees the costs of all batches and processes once per optimizer step,
+    before that step; evaluation changes nothing.
+
+    A constraint's ``cost`` is a function ``(outputs, inputs) -> tensor``, one number for the batch or one per row, or
+    several, whose values are summed; ``outputs`` are what the model returned for the batch ``inputs``. Or it is the
+    name of a metric of evaluations, ``"eval_..."``, which is measured when the host evaluates and at no other time. A
+    cost with a gradient acts through the loss. One without can only turn dials: name it in ``drives``, or let a gate
+    read it; else it is refused, evaluations' at once and functions' at the first step.
+
+    Dials: ``learning_rate``, ``label_smoothing`` and attributes by path, see `guardrails_transformers.dials`.
+
+    Constructing it attaches the guard; ``trainer.add_callback`` must follow. The guard's state is in every checkpoint
+    folder as ``guardrails.json``, and ``trainer.train(resume_from_checkpoint=...)`` restores it.
+
+    Args:
+        trainer: a `transformers.Trainer` or a subclass such as TRL's SFT, DPO, KTO and reward trainers.
+        guard: the constraints and dials.
+        columns: what gates read besides costs: name to a function like a cost's, or to an ``"eval_..."`` metric.
+            Metrics that a gate reads by their ``"eval_..."`` names need not be listed.
+        drives: constraint to the attribute, by path, that its multiplier *is*, such as ``{"kl": "beta"}``. Its cost
+            then acts through that alone.
+        missing_ok: resume also from a checkpoint without a guard's state, with the guard as it is.
+        ledger: where the main process records every decision while it trains; True is
+            ``<output_dir>/guardrails/ledger.jsonl``, False is nowhere. A guard that records already goes on as it is.
+
+    Raises:
+        AttachError: if the trainer, its version, or a part of the guard cannot be served. Neither the trainer nor the
+            guard is changed then.
+
+    Example:
+        >>> trainer.add_callback(GuardrailsCallback(trainer, guard))  # doctest: +SKIP
+        >>> trainer.train()  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        guard: Guard,
+        *,
+        columns: Mapping[str, BatchFunction | str] | None = None,
+        drives: Mapping[str, str] | None = None,
+        missing_ok: bool = False,
+        ledger: str | Path | bool = True,
+    ) -> None:
+        if not isinstance(guard, Guard):
+            raise AttachError(f"GuardrailsCallback(trainer, guard) needs a Guard second, not {type(guard).__name__}.")
+        host = Host(trainer)
+        found = sources(guard, columns, host.name)
+        guard.check_columns({*found, "costs"}, f"the {host.name} host")
+        check_evaluation(trainer, found, host.name)
+        check_gates(guard, found)
+        dials = Dials(trainer, guard, drives or {}, host.name)
+        followed = {part.name for part in guard.constraints} if "costs" in guard.requires else guard.requires
+        idle = {part.name for part in guard.constraints} - set(drives or {}) - followed
+        for name in sorted(idle):
+            if found[name].metric:
+                raise AttachError(without_effect(name, f"'{found[name].metric}' has no gradient"))
+        guard.attach(host.name, dials=dials.available)
+        self._loss = GuardedLoss(host, guard, found, driving=drives or {}, idle=idle)
+        self._evaluated = {name: source.metric for name, source in found.items() if source.metric}
+        self._host: Host | None = host
+        self._guard, self._dials = guard, dials
+        self._missing_ok, self._record_at = missing_ok, ledger
+        self._ledger: Ledger | None = None
+        self._pending: dict[str, list[float]] = defaultdict(list)
+        self._reported: set[str] | None = None
+        self._begun: dict[str, Any] | None = None
+        host.wrap(seams.LOSS, self._compute_loss)
+        host.wrap(seams.LOG, self._log)
+        host.wrap(seams.SAVE, self._save)
+        host.wrap(seams.RESUME, self._resume)
+        dials.set(guard)
+
+    @property
+    def guard(self) -> Guard:
+        """The guard; its ``decision`` says what was decided last, and why."""
+        return self._guard
+
+    @property
+    def traffic(self) -> Traffic:
+        """What the guard has sent between processes so far."""
+        return self._loss.rows.traffic
+
+    def detach(self) -> None:
+        """Leave the trainer as it was before, and release the guard. Does nothing when already detached.
+
+        Raises:
+            AttachError: if something else has wrapped the trainer since; it stays guarded then.
+        """
+        host = self._host
+        if host is None:
+            return
+        host.unwrap()
+        self._dials.restore()
+        while host.has_callback(self):
+            host.trainer.remove_callback(self)
+        self._host = None
+        self._close_ledger()
+        self._guard.detach()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Open the ledger; refuse to run as the callback of another trainer than the one it was built for."""
+        if self._host is None or state is not self._host.trainer.state:
+            raise AttachError(
+                "This GuardrailsCallback was built for another trainer or was detached. Build one for this trainer: "
+                "GuardrailsCallback(trainer, guard)."
+            )
+        if state.is_hyper_param_search:
+            raise AttachError(
+                "hyperparameter_search trains several models, and a guard belongs to one: its multipliers would pass "
+                "from trial to trial. Search without the guard."
+            )
+        if self._begun is not None and args.auto_find_batch_size and state.global_step == 0:
+            self._guard.load_state_dict(self._begun)  # the host begins anew, with smaller batches
+        self._begun = self._guard.state_dict()
+        self._loss.rows.clear()
+        self._pending.clear()
+        self._reported = None
+        self._dials.set(self._guard)
+        recording = self._guard.ledger is not None and not self._guard.ledger.closed
+        if state.is_world_process_zero and self._record_at is not False and not recording:
+            beside = Path(str(args.output_dir)) / "guardrails" / "ledger.jsonl"
+            path = beside if self._record_at is True else Path(self._record_at)
+            self._ledger = self._guard.record(path, seed=args.seed)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Close the ledger that was opened when the training began."""
+        self._begun = None
+        self._close_ledger()
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the step afresh; refuse to go on if an evaluation did not report what a part of the guard reads."""
+        self._loss.rows.clear()
+        missing = sorted(set(self._evaluated.values()) - self._reported) if self._reported is not None else []
+        if missing:
+            raise RolloutError(
+                f"The evaluation reports no '{missing[0]}', which the guard reads. It reports: "
+                f"{', '.join(sorted(self._reported or ()))}."
+            )
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Decide on the costs of the step's batches, just before the optimizer's step."""
+        if self._loss.columns:
+            self._step(Rollout(costs={**self._loss.take(), **dict.fromkeys(self._evaluated)}))
+        self._dials.before_step(kwargs["optimizer"], self._guard)
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Give the learning rate back to the host's schedule."""
+        self._dials.after_step()
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Decide on what an evaluation within the training reports."""
+        if self._host is None or not self._host.trainer.is_in_train or not self._evaluated:
+            return
+        metrics = kwargs["metrics"]
+        found = {name: float(metrics[key]) for name, key in self._evaluated.items() if key in metrics}
+        self._reported = (self._reported or set()) | {key for key in metrics if key.startswith("eval_")}
+        if found:
+            values = torch.tensor(list(found.values()), dtype=torch.float64)
+            agreed = dict(zip(found, self._loss.rows.agree(self._host, values), strict=True))
+            columns: dict[str, list[float] | None] = dict.fromkeys([*self._loss.columns, *self._evaluated])
+            self._step(Rollout(costs=columns | {name: [value] for name, value in agreed.items()}))
+
+    def _step(self, rollout: Rollout) -> None:
+        decision: Decision = self._guard.step(rollout)
+        self._dials.set(self._guard)
+        for name, value in decision.metrics().items():
+            if not math.isnan(value):
+                self._pending[name].append(value)
+
+    def _close_ledger(self) -> None:
+        if self._ledger is not None:
+            self._ledger.close()
+            self._ledger = None
+
+    def _attached(self) -> Host:
+        if self._host is None:
+            raise AttachError("This GuardrailsCallback is detached.")
+        return self._host
+
+    def _compute_loss(
+        self, original: Callable[..., Any], model: nn.Module, inputs: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Guard the losses that are trained on; the others are the host's own."""
+        host = self._attached()
+        if not seams.in_training(host.trainer, model):
+            return original(model, inputs, *args, **kwargs)
+        if not host.has_callback(self):
+            raise AttachError(
+                "A guard is attached to this trainer, but its callback was not added. Call "
+                "trainer.add_callback(callback) before trainer.train(), or callback.detach()."
+            )
+        if not self._loss.columns:
+            return original(model, inputs, *args, **kwargs)
+        return self._loss.compute(original, model, inputs, *args, **kwargs)
+
+    def _log(self, original: Callable[..., Any], logs: dict[str, float], *args: Any, **kwargs: Any) -> Any:
+        """Add the means of what was decided since the last time to the host's log of its training."""
+        if "loss" in logs:
+            logs |= {f"{PREFIX}{name}": sum(values) / len(values) for name, values in self._pending.items()}
+            self._pending.clear()
+        return original(logs, *args, **kwargs)
+
+    def _save(self, original: Callable[..., Any], model: nn.Module, trial: Any) -> Any:
+        """Write the guard's state into the checkpoint first, so that no checkpoint is ever whole without it."""
+        host = self._attached()
+        if host.trainer.args.should_save:
+            folder = host.checkpoint(trial)
+            folder.mkdir(parents=True, exist_ok=True)
+            save_guard(self._guard, folder)
+        return original(model, trial)
+
+    def _resume(self, original: Callable[..., Any], checkpoint: str | None) -> Any:
+        result = original(checkpoint)
+        if checkpoint is not None and load_guard(self._guard, os.fspath(checkpoint), missing_ok=self._missing_ok):
+            logger.info("Restored the guard's multipliers from %s: %s", checkpoint, self._guard.multipliers)
+        return result

@@ -1,0 +1,115 @@
+"""The outputs of the forward pass that a host computes its loss from, caught on the way: no pass of our own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.utils.generic import ModelOutput
+
+from guardrails import AttachError
+
+
+class Forward:
+    """Catches the outputs of a model while a host computes its loss.
+
+    Those are caught that the optimizer could act on: of passes under ``torch.no_grad``, such as a reference's,
+    nothing is kept.
+
+    Args:
+        model: what the host calls, with all that is wrapped around it.
+        backbone: the part below the head, whose hidden states are caught as well, or None.
+    """
+
+    def __init__(self, model: nn.Module, backbone: nn.Module | None) -> None:
+        self._watched = [(model, self._caught)] + ([(backbone, self._hidden_caught)] if backbone is not None else [])
+        self._outputs: list[Any] = []
+        self._hidden: Tensor | None = None
+
+    def __enter__(self) -> Forward:
+        self._handles = [module.register_forward_hook(hook) for module, hook in self._watched]
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _caught(self, module: nn.Module, arguments: Any, outputs: Any) -> None:
+        if torch.is_grad_enabled():
+            self._outputs.append(outputs)
+
+    def _hidden_caught(self, module: nn.Module, arguments: Any, outputs: Any) -> None:
+        if torch.is_grad_enabled() and self._hidden is None:
+            self._hidden = getattr(outputs, "last_hidden_state", None)
+
+    def outputs(self, host: str, logits: Callable[[Tensor], Tensor]) -> Any:
+        """Return what was caught, for cost functions: their gradients are let through where they are finite.
+
+        Args:
+            host: what errors call the host.
+            logits: makes logits of hidden states, for hosts whose model returns none.
+
+        Raises:
+            AttachError: if the loss was not computed from one forward pass.
+        """
+        if len(self._outputs) != 1:
+            raise AttachError(
+                f"{host}.compute_loss called the model it was given {len(self._outputs)} times with gradients, so it "
+                "is not clear what a cost's outputs are. A guard can act where the loss comes from one forward pass, "
+                "model(**inputs)."
+            )
+        found = _filtered(self._outputs[0])
+        if self._hidden is None or not isinstance(found, ModelOutput) or "logits" in found:
+            return found
+        return _WithLogits(found, _finite(self._hidden), logits)
+
+
+class _WithLogits:
+    """A model's outputs, and the logits that it did not compute, made when a cost asks for them."""
+
+    def __init__(self, outputs: ModelOutput, hidden: Tensor, logits: Callable[[Tensor], Tensor]) -> None:
+        self._outputs, self._states, self._head = outputs, hidden, logits
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._outputs, name)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.logits if key == "logits" else self._outputs[key]
+
+    @cached_property
+    def logits(self) -> Tensor:
+        return self._head(self._states)
+
+
+class _FiniteGradient(torch.autograd.Function):
+    """x, whose gradient is 0 where it is not finite: a cost that fails must not reach the weights."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0].nan_to_num(0.0, 0.0, 0.0)
+
+
+def _finite(values: Any) -> Any:
+    wanted = isinstance(values, Tensor) and values.requires_grad
+    return _FiniteGradient.apply(values) if wanted else values  # type: ignore[no-untyped-call]
+
+
+def _filtered(outputs: Any) -> Any:
+    if isinstance(outputs, ModelOutput):
+        copied = copy.copy(outputs)
+        for key, value in outputs.items():
+            copied[key] = _finite(value)
+        return copied
+    if isinstance(outputs, dict):
+        return {key: _finite(value) for key, value in outputs.items()}
+    if isinstance(outputs, (tuple, list)):
+        return tuple(map(_finite, outputs))
+    return _finite(outputs)

@@ -1,0 +1,197 @@
+"""Every name of transformers that is not public and that this adapter relies on, and how a trainer scales its loss.
+
+Four methods are wrapped on the trainer's instance: what computes the loss, what logs, what writes a checkpoint and
+what reads one. All of them are checked before the first is touched.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from guardrails import AttachError
+
+LOSS = "compute_loss"
+LOG = "log"
+SAVE = "_save_checkpoint"
+RESUME = "_load_optimizer_and_scheduler"
+
+_PARAMETERS = {
+    LOSS: ["model", "inputs", "return_outputs", "num_items_in_batch"],
+    LOG: ["logs", "start_time"],
+    SAVE: ["model", "trial"],
+    RESUME: ["checkpoint"],
+}
+_ATTRIBUTES = ("accelerator", "callback_handler", "model_accepts_loss_kwargs", "compute_loss_func", "_get_output_dir")
+_COMPLETIONS = ("GRPOTrainer", "RLOOTrainer", "OnlineDPOTrainer")
+"""TRL's trainers that sample completions and score them: a cost of theirs belongs to a completion."""
+
+_MARK = "guarded_by"
+
+
+class Host:
+    """A transformers `Trainer`, seen through the names this adapter needs.
+
+    Args:
+        trainer: the trainer. Looking at it changes nothing.
+
+    Raises:
+        AttachError: if it is no trainer that computes a loss on batches, its version is not supported, or it is
+            guarded already.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        if not isinstance(trainer, Trainer):
+            kind = trainer.__name__ if isinstance(trainer, type) else type(trainer).__name__
+            raise AttachError(
+                f"GuardrailsCallback(trainer, guard) guards an instance of transformers' Trainer or of a subclass, not "
+                f"{kind}."
+            )
+        self.name = type(trainer).__name__
+        _check(trainer, self.name)
+        self.trainer: Any = trainer
+        self._wrappers: dict[str, Any] = {}
+        self._before: dict[str, Any] = {}
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether this is the only process, so that local data is all there is."""
+        return bool(self.trainer.accelerator.num_processes == 1)
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Return the equally long ``values`` of all processes, one after the other."""
+        gathered: Tensor = self.trainer.accelerator.gather(values)
+        return gathered
+
+    def accumulation(self, num_items_in_batch: Any) -> int:
+        """Return what a term of one batch's mean has to be divided by before it joins the host's loss.
+
+        A host that has scaled its loss by the items of the whole accumulated batch divides no more; the others divide
+        by the number of accumulated batches after `Trainer.compute_loss`, and the term with it.
+        """
+        trainer = self.trainer
+        scaled = getattr(trainer, "loss_is_scaled_for_ga", None)
+        if scaled is None:
+            by_items = trainer.model_accepts_loss_kwargs and num_items_in_batch is not None
+            scaled = by_items or trainer.compute_loss_func is not None
+        return int(trainer.current_gradient_accumulation_steps) if scaled else 1
+
+    def backbone(self, model: nn.Module) -> nn.Module | None:
+        """Return the part of a language ``model`` below its head, where that can be looked at from outside."""
+        plain = self.unwrapped(model)
+        sharded = str(self.trainer.accelerator.distributed_type).rpartition(".")[2] in ("FSDP", "DEEPSPEED")
+        compiled = hasattr(model, "_orig_mod") or hasattr(plain, "_orig_mod")
+        head = plain.get_output_embeddings() if hasattr(plain, "get_output_embeddings") else None
+        below = getattr(plain, "base_model", plain)
+        return None if sharded or compiled or head is None or below is plain else below
+
+    def unwrapped(self, model: nn.Module) -> Any:
+        """Return ``model`` without what accelerate and PEFT have wrapped it in."""
+        plain = self.trainer.accelerator.unwrap_model(model)
+        return plain.get_base_model() if hasattr(plain, "get_base_model") else plain
+
+    def checkpoint(self, trial: Any) -> Path:
+        """Return the folder of the checkpoint that is written now."""
+        folder = f"{PREFIX_CHECKPOINT_DIR}-{self.trainer.state.global_step}"
+        return Path(os.fspath(self.trainer._get_output_dir(trial=trial))) / folder
+
+    def has_callback(self, callback: Any) -> bool:
+        """Whether ``callback`` was added to the trainer."""
+        return any(present is callback for present in self.trainer.callback_handler.callbacks)
+
+    def wrap(self, name: str, wrapper: Callable[..., Any]) -> None:
+        """Put ``wrapper(original, *args)`` in the place of a method, on this instance alone."""
+        original = getattr(self.trainer, name)
+
+        @functools.wraps(original)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            return wrapper(original, *args, **kwargs)
+
+        setattr(wrapped, _MARK, self)
+        if name in vars(self.trainer):
+            self._before[name] = vars(self.trainer)[name]
+        self._wrappers[name] = wrapped
+        setattr(self.trainer, name, wrapped)
+
+    def unwrap(self) -> None:
+        """Take all wrappers off, or none.
+
+        Raises:
+            AttachError: if somebody has wrapped a method again since.
+        """
+        for name, wrapped in self._wrappers.items():
+            if vars(self.trainer).get(name) is not wrapped:
+                raise AttachError(
+                    f"{self.name}.{name} was replaced after the guard was attached, so it cannot be put back. Undo "
+                    "that replacement first, then call detach()."
+                )
+        for name in self._wrappers:
+            delattr(self.trainer, name)
+        vars(self.trainer).update(self._before)
+        self._wrappers, self._before = {}, {}
+
+
+def _check(trainer: Any, name: str) -> None:
+    foreign = next((base.__name__ for base in type(trainer).__mro__ if base.__name__ in _COMPLETIONS), None)
+    if foreign is not None:
+        raise AttachError(
+            f"{name} samples completions, and its costs are functions of them. Guard it with "
+            "guardrails_trl.GuardrailsCallback."
+        )
+    if any(hasattr(vars(trainer).get(method), _MARK) for method in _PARAMETERS):
+        raise AttachError(
+            f"This {name} is guarded already. Call detach() on the GuardrailsCallback it has; put several constraints "
+            "into one Guard."
+        )
+    version = f"training-guardrails does not know the Trainer of transformers {transformers.__version__}"
+    cure = "Install transformers>=5,<6 or upgrade training-guardrails."
+    for method, expected in _PARAMETERS.items():
+        function = getattr(Trainer, method, None)
+        if function is None or list(inspect.signature(function).parameters)[1:] != expected:
+            raise AttachError(f"{version}: its method {method}({', '.join(expected)}) is gone or has changed. {cure}")
+    missing = [attribute for attribute in _ATTRIBUTES if not hasattr(trainer, attribute)]
+    if missing:
+        raise AttachError(f"{version}: it has no {', '.join(missing)}. {cure}")
+
+
+_RESCALED = (
+    "final_logit_softcapping",
+    "logit_scale",
+    "output_multiplier",
+    "lm_head_multiplier",
+    "logits_scaling",
+)
+"""Settings of models whose logits are more than what their head returns."""
+
+
+def head_logits(model: Any, hidden: Tensor) -> Tensor:
+    """Return the logits of ``hidden`` states, for a host whose fused head returns log-probabilities instead.
+
+    Raises:
+        AttachError: if the model does more to its logits than its head does.
+    """
+    config = model.config.get_text_config()
+    rescaled = [name for name in _RESCALED if getattr(config, name, None) not in (None, 1.0)]
+    if rescaled:
+        raise AttachError(
+            f"This host computes no logits, and {type(model).__name__} rescales them ({rescaled[0]}), so they cannot "
+            "be made from its head alone. Compute the cost from outputs.log_probs or outputs.entropy."
+        )
+    head = model.get_output_embeddings()
+    logits: Tensor = head(hidden.to(head.weight.device))
+    return logits
+
+
+def in_training(trainer: Any, model: nn.Module) -> bool:
+    """Whether a loss that is computed now is one to train on."""
+    return bool(trainer.is_in_train and model.training and torch.is_grad_enabled())
