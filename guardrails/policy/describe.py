@@ -14,6 +14,8 @@ from guardrails.competence.between import Between
 from guardrails.competence.gate import Gate
 from guardrails.constraint import Constraint, Dial
 from guardrails.errors import ConfigurationError, PluginError
+from guardrails.refine import Acceptance, AllOf, AnyOf, Detector, FunctionRefiner, Not, Predicate, Refiner
+from guardrails.refinement import Refinement
 from guardrails.schedulers import BUILTIN, WRAPPERS
 from guardrails.schedulers.base import ConstraintScheduler
 
@@ -39,15 +41,19 @@ def describe(guard: Guard, *, strict: bool = True) -> dict[str, Any]:
     """
     problems: list[str] = []
     missing: list[str] = []
-    constraints = [part for part in guard.parts if isinstance(part, Constraint)]
+    refinement = guard.refinement
+    turned = [] if refinement is None else refinement.turned
+    constraints = [part for part in (*guard.parts, *turned) if isinstance(part, Constraint)]
     dials = [part for part in guard.parts if isinstance(part, Dial)]
-    moving = [part.limit for part in constraints] + [part.value for part in dials]
+    weights = [part.value for part in turned if isinstance(part, Dial)]
+    moving = [part.limit for part in constraints] + [part.value for part in dials] + weights
     gates = {value.gate.name: value.gate for value in moving if isinstance(value, Between)}
     data = {
         "schema": SCHEMA,
         "constraints": {part.name: _constraint(part, problems, missing) for part in constraints},
         "dials": {part.name: _between(part.value) for part in dials},
         "gates": {name: _gate(gate, problems) for name, gate in gates.items()},
+        "refinement": {} if refinement is None else _refinement(refinement, problems),
     }
     if strict and (problems or missing):
         raise ConfigurationError(f"This guard cannot be written as a file: {'; '.join(problems + missing)}.")
@@ -65,6 +71,46 @@ def _constraint(part: Constraint, problems: list[str], missing: list[str]) -> di
     if part.cost is not None:
         data["cost"] = _value(owner, part.cost, problems)
     return data | {"scheduler": _scheduler(owner, part.controller, missing)}
+
+
+def _refinement(part: Refinement, problems: list[str]) -> dict[str, Any]:
+    owner = f"refinement '{part.name}'"
+    data: dict[str, Any] = {"name": part.name} if part.name != "refinement" else {}
+    data["refiner"] = _named(owner, part.corrects, plugins.refiner, problems)
+    if isinstance(part.weight, Constraint):
+        data["weight"] = {"constraint": part.weight.name}
+    else:
+        data["weight"] = _between(part.weight) if isinstance(part.weight, Between) else part.weight
+    data["when"] = _detector(owner, part.detects, problems)
+    data["accept"] = _acceptance(owner, part.accept, problems)
+    return data | ({"changed_only": True} if part.changed_only else {})
+
+
+def _acceptance(owner: str, accept: Acceptance, problems: list[str]) -> dict[str, Any]:
+    data: dict[str, Any] = {"similarity": accept.similarity}
+    data["sound"] = False if accept.sound is None else _detector(owner, accept.sound, problems)
+    if accept.reward:
+        data["reward"] = True
+    return data | ({} if accept.check is None else {"check": _value(f"{owner}.check", accept.check, problems)})
+
+
+def _detector(owner: str, detector: Detector, problems: list[str]) -> Any:
+    if isinstance(detector, (AnyOf, AllOf)):
+        return {detector.name: [_detector(owner, part, problems) for part in detector.parts]}
+    if isinstance(detector, Not):
+        return {"not": _detector(owner, detector.part, problems)}
+    return _named(owner, detector, plugins.detector, problems)
+
+
+def _named(owner: str, thing: Refiner | Detector, find: Callable[[str], Any], problems: list[str]) -> Any:
+    """Return the name of a refiner or detector, with its arguments if it has any."""
+    if isinstance(thing, (FunctionRefiner, Predicate)):
+        listed = _registered(thing.function, find, {})
+        if ":" not in listed:
+            return listed
+    kind = type(thing)
+    name, arguments = _registered(kind, find, {}), _arguments(f"{owner}: {kind.__name__}", thing, problems)
+    return arguments | {"name": name} if arguments else name
 
 
 def _between(value: Between) -> dict[str, Any]:
@@ -106,7 +152,7 @@ def _scheduler(owner: str, scheduler: ConstraintScheduler[Any], problems: list[s
     return arguments | {"name": _registered(kind, plugins.scheduler, SCHEDULERS)}
 
 
-def _registered(kind: type, find: Callable[[str], Any], builtin: Any) -> str:
+def _registered(kind: Any, find: Callable[[str], Any], builtin: Any) -> str:
     """Return the name under which ``kind`` is looked up, or ``module:class`` where it has none."""
     for name, own in builtin.items():
         if own is kind:
@@ -147,7 +193,7 @@ def _arguments(owner: str, thing: Any, problems: list[str]) -> dict[str, Any]:
 
 
 def _value(owner: str, value: Any, problems: list[str]) -> Any:
-    """Return ``value`` as data; a function is a table with its address, a scheduler one with its name."""
+    """Return ``value`` as data; a function is a table with its address, a scheduler or detector one with its name."""
     if isinstance(value, (str, bool)):
         return value
     if isinstance(value, int):
@@ -156,6 +202,8 @@ def _value(owner: str, value: Any, problems: list[str]) -> Any:
         return float(value)
     if isinstance(value, ConstraintScheduler):
         return _scheduler(owner, value, problems)
+    if isinstance(value, Detector):
+        return {"detector": _detector(owner, value, problems)}
     if isinstance(value, (list, tuple)):
         return [_value(owner, item, problems) for item in value]
     if isinstance(value, (set, frozenset)):
@@ -170,10 +218,10 @@ def _value(owner: str, value: Any, problems: list[str]) -> Any:
 
 
 def foreign_parts(guard: Guard) -> list[dict[str, str]]:
-    """Return the schedulers and metrics of ``guard`` that others wrote, with the distribution that brought each."""
+    """Return the parts of ``guard`` that others wrote, with the distribution that brought each."""
     found: dict[tuple[str, str], dict[str, str]] = {}
     for kind, thing, name in _things(guard):
-        module = type(thing).__module__
+        module = str(getattr(thing, "__module__", type(thing).__module__))
         if module.split(".")[0] != "guardrails":
             distribution, version = _origin(module, name)
             found[kind, name] = {"kind": kind, "name": name, "distribution": distribution, "version": version}
@@ -193,7 +241,26 @@ def _things(guard: Guard) -> list[tuple[str, Any, str]]:
             things.append(("scheduler", scheduler, _registered(type(scheduler), plugins.scheduler, SCHEDULERS)))
             scheduler = getattr(scheduler, "scheduler", None)
     metrics = [each.measured for gate in gates.values() for each in gate.requires]
-    return things + [("metric", metric, metric.name) for metric in metrics]
+    things += [("metric", metric, metric.name) for metric in metrics]
+    if guard.refinement is not None:
+        things.append(("refiner", *_written(guard.refinement.corrects, plugins.refiner)))
+        things += _detectors(guard.refinement.detects) + _detectors(guard.refinement.accept.sound)
+    return things
+
+
+def _detectors(detector: Any) -> list[tuple[str, Any, str]]:
+    """Return a detector, or those that it combines."""
+    if isinstance(detector, (AnyOf, AllOf)):
+        return [each for part in detector.parts for each in _detectors(part)]
+    if isinstance(detector, Not):
+        return _detectors(detector.part)
+    return [] if detector is None else [("detector", *_written(detector, plugins.detector))]
+
+
+def _written(thing: Any, find: Callable[[str], Any]) -> tuple[Any, str]:
+    """Return what somebody wrote, a class or function, and its name."""
+    own = thing.function if isinstance(thing, (FunctionRefiner, Predicate)) else type(thing)
+    return own, _registered(own, find, {})
 
 
 def _origin(module: str, name: str) -> tuple[str, str]:

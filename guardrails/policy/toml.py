@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import tomli_w
 
 from guardrails.errors import ConfigurationError
-from guardrails.policy.build import Builder, Place, PolicyError
+from guardrails.policy.build import Builder
+from guardrails.policy.checks import Place, PolicyError
 from guardrails.policy.describe import describe
 
 if sys.version_info >= (3, 11):

@@ -12,7 +12,7 @@ import numpy as np
 from guardrails.competence.metric import CompetenceMetric, measure
 from guardrails.rollout import FloatArray, Rollout, as_column
 
-_COLUMNS = tuple(name for name in Rollout.__dataclass_fields__ if name not in ("n_rows", "costs"))
+_COLUMNS = tuple(name for name, each in Rollout.__dataclass_fields__.items() if each.init and name != "costs")
 
 
 class MetricContract:
