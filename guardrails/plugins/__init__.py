@@ -86,7 +86,7 @@ def scheduler(name: str) -> type[ConstraintScheduler[Any]]:
 
 
 def refiner(name: str) -> Callable[..., Any]:
-    """Return the refiner, a class or function, that a plug-in lists under this name.
+    """Return the refiner, a class or function, of this name: a built-in such as ``model``, or a plug-in's.
 
     Raises:
         PluginError: if the name is unknown or refused.
@@ -95,7 +95,7 @@ def refiner(name: str) -> Callable[..., Any]:
 
 
 def detector(name: str) -> Callable[..., Any]:
-    """Return the detector, a class or function, that a plug-in lists under this name.
+    """Return the detector, a class or function, of this name: a built-in such as ``degenerate``, or a plug-in's.
 
     Raises:
         PluginError: if the name is unknown or refused.

@@ -12,6 +12,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from guardrails.competence import CompetenceMetric
+    from guardrails.refine import Detector, Refiner
     from guardrails.schedulers import ConstraintScheduler
 
 PROJECT = "guardrails"
@@ -61,13 +62,15 @@ def guardrails_schedulers() -> Sequence[type[ConstraintScheduler[Any]]]:  # type
 
 
 @hookspec
-def guardrails_refiners() -> Sequence[Callable[..., Any]]:  # type: ignore[empty-body]
+def guardrails_refiners() -> Sequence[type[Refiner] | Callable[..., Any]]:  # type: ignore[empty-body]
     """List the refiners of a plug-in: what turns a completion into its minimally corrected version.
 
-    Called once, when a plug-in's name is first looked up.
+    Called once, when a plug-in's name is first looked up. A refiner is made only when the user's code names
+    it: ``Refinement("acme.proofreader")``.
 
     Returns:
-        Classes or functions, each with an attribute ``name`` of the form ``<vendor>.<name>``.
+        Concrete subclasses of `Refiner`, or functions ``(prompt, completion) -> text or None``, each with an
+        attribute ``name`` of the form ``<vendor>.<name>``.
 
     Example:
         >>> import guardrails
@@ -78,13 +81,15 @@ def guardrails_refiners() -> Sequence[Callable[..., Any]]:  # type: ignore[empty
 
 
 @hookspec
-def guardrails_detectors() -> Sequence[Callable[..., Any]]:  # type: ignore[empty-body]
+def guardrails_detectors() -> Sequence[type[Detector] | Callable[..., Any]]:  # type: ignore[empty-body]
     """List the detectors of a plug-in: what tells which completions have degenerated.
 
-    Called once, when a plug-in's name is first looked up.
+    Called once, when a plug-in's name is first looked up. A detector is made only when the user's code names
+    it: ``Refinement(..., when="acme.gibberish")``.
 
     Returns:
-        Classes or functions, each with an attribute ``name`` of the form ``<vendor>.<name>``.
+        Concrete subclasses of `Detector`, or functions ``(prompt, completion) -> bool``, each with an attribute
+        ``name`` of the form ``<vendor>.<name>``.
 
     Example:
         >>> import guardrails

@@ -90,7 +90,9 @@ def _add(source: Source, kind: Kind, value: object, offers: list[Offer], failure
 
 def _object_problem(kind: Kind, value: object) -> str:
     base = _base(kind)
-    if base is None:
+    if kind in ("refiner", "detector") and not isinstance(value, type):
+        if isinstance(value, base):
+            return f"it is an instance of {type(value).__name__}; list the class itself"
         return "" if callable(value) else f"it is {value!r}; list a class or a function"
     if not isinstance(value, type) or not issubclass(value, base):
         return f"it is no subclass of {base.__name__}; list the class itself"
@@ -100,12 +102,16 @@ def _object_problem(kind: Kind, value: object) -> str:
     return ""
 
 
-def _base(kind: Kind) -> type | None:
+def _base(kind: Kind) -> type:
     if kind == "metric":
         from guardrails.competence import CompetenceMetric
 
         return CompetenceMetric
-    return ConstraintScheduler if kind == "scheduler" else None
+    if kind == "scheduler":
+        return ConstraintScheduler
+    from guardrails.refine import Detector, Refiner
+
+    return Refiner if kind == "refiner" else Detector
 
 
 def _name_problem(name: object) -> str:

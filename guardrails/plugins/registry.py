@@ -170,4 +170,6 @@ def builtin(kind: Kind) -> Mapping[str, Callable[..., object]]:
         from guardrails.schedulers import BUILTIN as SCHEDULERS
 
         return SCHEDULERS
-    return {}
+    from guardrails.refine import DETECTORS, REFINERS
+
+    return REFINERS if kind == "refiner" else DETECTORS

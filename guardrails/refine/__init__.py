@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from guardrails.errors import PluginError
 from guardrails.refine.acceptance import Acceptance
 from guardrails.refine.correction import Corrections, Corrector
 from guardrails.refine.degeneration import Degenerate, Empty, LowEntropy, Repetition, Truncated, Unparsable
@@ -16,7 +18,46 @@ from guardrails.refine.refiner import FunctionRefiner, RefineHost, Refiner, Text
 _LATE = {"ModelRefiner": "guardrails.refine.model", "EndpointRefiner": "guardrails.refine.endpoint"}
 """Names of modules that need torch or another large package, imported when the name is first used."""
 
+DETECTORS: Mapping[str, Callable[..., Detector]] = {
+    kind.name: kind
+    for kind in (Always, CostAbove, Degenerate, Empty, LowEntropy, Predicate, Repetition, Truncated, Unparsable)
+}
+"""Detectors that can be named where one is asked for: ``Refinement(..., when="degenerate")``."""
+
+
+class _Refiners(Mapping[str, Callable[..., Refiner]]):
+    """Refiners by name; a class is imported when it is asked for."""
+
+    _CLASSES: Mapping[str, str] = {
+        "endpoint": "EndpointRefiner",
+        "function": "FunctionRefiner",
+        "model": "ModelRefiner",
+    }
+
+    def __getitem__(self, name: str) -> Callable[..., Refiner]:
+        kind = self._CLASSES[name]
+        try:
+            found: Callable[..., Refiner] = globals().get(kind) or __getattr__(kind)
+        except ImportError as error:
+            raise PluginError(
+                f"The refiner '{name}' needs a package that is not installed ({error}). "
+                "Run: pip install 'training-guardrails[trl]'."
+            ) from error
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._CLASSES)
+
+    def __len__(self) -> int:
+        return len(self._CLASSES)
+
+
+REFINERS: Mapping[str, Callable[..., Refiner]] = _Refiners()
+"""Refiners that can be named where one is asked for: ``Refinement("model")``."""
+
 __all__ = [
+    "DETECTORS",
+    "REFINERS",
     "Acceptance",
     "AllOf",
     "Always",

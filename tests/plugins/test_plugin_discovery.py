@@ -49,6 +49,18 @@ BROKEN = {
     "lists an abstract class": (hook("return [guardrails.CompetenceMetric]"), "write its methods measure"),
     "lists another class": (hook("return [dict]", "guardrails_schedulers"), "no subclass of ConstraintScheduler"),
     "lists a number": (hook("return [7]", "guardrails_refiners"), "list a class or a function"),
+    "lists a metric as a refiner": (
+        hook("return [guardrails.CompetenceMetric]", "guardrails_refiners"),
+        "no subclass of Refiner",
+    ),
+    "lists an abstract refiner": (
+        hook("from guardrails.refine import Refiner; return [Refiner]", "guardrails_refiners"),
+        "write its methods refine",
+    ),
+    "lists an instance": (
+        hook("from guardrails.refine import Empty; return [Empty()]", "guardrails_detectors"),
+        "an instance of Empty; list the class itself",
+    ),
     "lists the nameless": (hook("return [len]", "guardrails_detectors"), "set a class attribute name"),
 }
 
@@ -109,9 +121,20 @@ def test_a_plugin_cannot_take_the_place_of_a_built_in(install, good):
 
 
 def test_a_refused_object_leaves_the_rest_of_its_plugin_in_use(install, good):
-    source = good() + "    @guardrails.hookimpl\n    def guardrails_detectors():\n        return [len, Politeness]\n"
+    source = (
+        good()
+        + """
+    def rude(prompt, completion):
+        return completion == "rude"
+    rude.name = "acme.politeness"
+
+    @guardrails.hookimpl
+    def guardrails_detectors():
+        return [len, rude]
+"""
+    )
     install("acme-guardrails", source)
-    assert plugins.detector("acme.politeness") is type(plugins.metric("acme.politeness"))
+    assert plugins.detector("acme.politeness")("Hello", "rude")
     assert [(record.kind, record.names, bool(record.error)) for record in plugins.found()] == [
         ("metric", ("acme.politeness",), False),
         ("detector", ("acme.politeness",), False),
