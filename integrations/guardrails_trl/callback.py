@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,16 +91,16 @@ class GuardrailsCallback(TrainerCallback):
         if not isinstance(guard, Guard):
             raise AttachError(f"GuardrailsCallback(trainer, guard) needs a Guard second, not {type(guard).__name__}.")
         host = Host(trainer)
+        dials = Dials(trainer, guard, host.name)
         columns = host.data_columns
         self._functions = {
-            part.name: cost_functions(part, columns, host.name)
+            part.name: dials.cost_functions(part) or cost_functions(part, columns, host.name)
             for part in guard.constraints
             if part.cost is not None or part.name not in guard.steering
         }
         self._has_async = any(is_async(function) for functions in self._functions.values() for function in functions)
         refined = {"edit_ratio"} if guard.refinement else set()
         guard.check_columns(host.rollout_columns | set(self._functions) | refined, f"the {host.name} host")
-        dials = Dials(trainer, guard, host.name)
         refining = Refining(host, guard) if guard.refinement else None
         try:
             guard.attach(host.name, dials=dials.available, refines=True)
@@ -234,12 +235,14 @@ class GuardrailsCallback(TrainerCallback):
                 "trainer.add_callback(callback) before trainer.train(), or callback.detach()."
             )
         if self._dials is not None:
-            self._dials.before(self._guard.dials)
+            self._dials.before(self._guard)
         try:
-            return self._guarded(host, original(inputs))
+            with nullcontext() if self._dials is None else self._dials.watching():
+                output = original(inputs)
+            return self._guarded(host, output)
         finally:
             if self._dials is not None:  # else it was detached meanwhile, and the trainer has its own values back
-                self._dials.after(self._guard.dials)
+                self._dials.after(self._guard)
 
     def _guarded(self, host: Host, output: dict[str, Any]) -> dict[str, Any]:
         scored, self._scored = self._scored, None
@@ -273,7 +276,8 @@ class GuardrailsCallback(TrainerCallback):
         host.log("train", {f"{PREFIX}{name}": value for name, value in decision.metrics().items()})
         if refining is not None:
             self._refine(refining, refined, written, output, decision.step)
-        acting = [part for part in self._guard.constraints if part.name not in self._guard.steering]
+        steering = self._guard.steering | (self._dials.steering if self._dials is not None else frozenset())
+        acting = [part for part in self._guard.constraints if part.name not in steering]
         multipliers = decision.multipliers
         if not any(multipliers[part.name] for part in acting):
             return

@@ -10,7 +10,7 @@ from typing import Any
 import trl
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from guardrails import AttachError, Dial, Guard
+from guardrails import AttachError, Constraint, Dial, Guard
 from guardrails.competence import Between
 from guardrails_trl.divergence import Divergence, constraint_on_kl
 from guardrails_trl.seams import SUPPORTED, temperature_cells
@@ -57,7 +57,7 @@ class Dials:
         if held is not None:
             self._names.append(BETA)
         self._held = None if held is None else held.name
-        self.divergence = None if held is None else Divergence(trainer)
+        self._divergence = None if held is None else Divergence(trainer)
         self._initial = {name: getattr(trainer, name) for name in self._names}
         self._heads = temperature_cells(trainer, host) if TEMPERATURE in self._names else []
 
@@ -68,7 +68,11 @@ class Dials:
 
     def watching(self) -> AbstractContextManager[None]:
         """Return the context in which the host generates and scores a batch."""
-        return nullcontext() if self.divergence is None else self.divergence.watching()
+        return nullcontext() if self._divergence is None else self._divergence.watching()
+
+    def cost_functions(self, part: Constraint) -> list[Callable[..., list[float]]]:
+        """Return what measures the cost of a constraint that turns a knob; nothing for any other constraint."""
+        return [self._divergence.cost] if self._divergence is not None and part.name in self.steering else []
 
     def before(self, guard: Guard) -> None:
         """Set what a generation reads, from what is in force in ``guard``."""

@@ -27,7 +27,7 @@ def constraint_on_kl(guard: Guard, trainer: Any, host: str) -> Constraint | None
     Raises:
         AttachError: if ``beta`` cannot follow its multiplier on this trainer, or follows something else too.
     """
-    found = [part for part in guard.constraints if part.cost == KL]
+    found = [part for part in guard.constraints if part.cost == KL and part.name not in guard.steering]
     if not found:
         return None
     owner = f"Constraint '{found[0].name}'"
@@ -50,8 +50,9 @@ def constraint_on_kl(guard: Guard, trainer: Any, host: str) -> Constraint | None
         )
     if getattr(trainer, "tools", None) or getattr(trainer, "rollout_func", None):
         raise AttachError(
-            f"{owner}: with tools or a rollout_func not every token of a completion is sampled by the policy, and "
-            f"{host} does not say which before it scores. Leave beta as it is, or put a divergence into a cost function."
+            f"{owner}: with tools or a rollout_func not every token of a completion is sampled by the policy, "
+            f"and {host} does not say which before it scores. Leave out the constraint, or measure a divergence by a "
+            "cost function."
         )
     check_log_probs(type(trainer), host)
     return found[0]
