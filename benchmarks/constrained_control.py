@@ -111,14 +111,17 @@ def train(algorithm, name, arm, seed, steps):
     env.close()
     ended = np.array(episodes.ended)
     part = np.minimum((ended[:, 0] - 1) * POINTS // steps, POINTS - 1).astype(int)
+    multipliers = np.array(episodes.multipliers)
+    rollout = np.minimum((multipliers[:, 0] - 1) * POINTS // steps, POINTS - 1).astype(int)
     curve = {
         "return": [_mean(ended[part == i, 1]) for i in range(POINTS)],
         "cost": [_mean(ended[part == i, 2]) for i in range(POINTS)],
-        "multiplier": [_mean([lam for at, lam in episodes.multipliers if (at - 1) * POINTS // steps == i]) for i in range(POINTS)],
-    }  # fmt: skip
+        "multiplier": [_mean(multipliers[rollout == i, 1]) for i in range(POINTS)],
+    }
     last = ended[ended[:, 0] > 0.9 * steps]
     return {
-        "task": f"{algorithm}/{name}", "arm": arm, "seed": seed, "steps": steps, "cpu_s": round(time.process_time() - begun),
+        "task": f"{algorithm}/{name}", "arm": arm, "seed": seed, "steps": steps,
+        "cpu_s": round(time.process_time() - begun),
         "return": last[:, 1].mean(), "cost": last[:, 2].mean(), "cost_sd": last[:, 2].std(),
         "over": (last[:, 2] > LIMIT).mean(), "episodes": len(last), "curve": curve,
     }  # fmt: skip
