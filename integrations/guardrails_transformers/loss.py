@@ -76,7 +76,7 @@ class GuardedLoss:
         scaled = term / self._host.accumulation(items)
         return (result[0] + scaled, *result[1:]) if isinstance(result, tuple) else result + scaled
 
-    def take(self) -> dict[str, FloatArray]:
+    def take(self) -> dict[str, FloatArray | None]:
         """Return the costs of the step's batches over all processes.
 
         Raises:

@@ -83,10 +83,10 @@ class Rows:
         self._sums = sums if self._sums is None else self._sums + sums
         return self._sums[0] / self._sums[1].clamp(min=1.0)
 
-    def take(self, host: Host) -> tuple[dict[str, FloatArray], set[str]]:
+    def take(self, host: Host) -> tuple[dict[str, FloatArray | None], set[str]]:
         """Return the step's columns over all processes, and those of them that had a gradient; then forget them.
 
-        This copies from the device once.
+        None stands for a column without rows where others have some. This copies from the device once.
         """
         columns = [torch.cat([batch[i] for batch in self._batches]) for i in range(len(self._names))]
         header = [len(column) for column in columns] + [float(value) for value in self._gradients.values()]
@@ -108,20 +108,23 @@ class Rows:
         gathered = self._gather(host, values.to(host.trainer.accelerator.device))
         return gathered[: len(values)].tolist()
 
-    def _filled(self, columns: dict[str, FloatArray]) -> dict[str, FloatArray]:
-        n_rows = max(map(len, columns.values()), default=0)
-        for name, column in columns.items():
-            if not 0 < len(column) < n_rows:
-                continue
-            if name in self._by_row:
-                raise RolloutError(
-                    f"A gate reads '{name}', which has {len(column)} rows in this step where another column has "
-                    f"{n_rows}. Return one number per row of the same rows."
-                )
-            finite = column[np.isfinite(column)]
-            filler = finite.mean() if finite.size else np.nan
-            columns[name] = np.concatenate([column, np.full(n_rows - len(column), filler)])
-        return columns
+    def _filled(self, columns: Mapping[str, FloatArray]) -> dict[str, FloatArray | None]:
+        n_rows = max(map(len, columns.values()))
+        return {name: self._fill(name, column, n_rows) for name, column in columns.items()}
+
+    def _fill(self, name: str, column: FloatArray, n_rows: int) -> FloatArray | None:
+        if len(column) == n_rows:
+            return column
+        if not len(column):
+            return None
+        if name in self._by_row:
+            raise RolloutError(
+                f"A gate reads '{name}', which has {len(column)} rows in this step where another column has {n_rows}. "
+                "Return one number per row of the same rows."
+            )
+        finite = column[np.isfinite(column)]
+        filler = finite.mean() if finite.size else np.nan
+        return np.concatenate([column, np.full(n_rows - len(column), filler)])
 
     def _exchange(self, host: Host, header: list[float], columns: list[Tensor]) -> list[FloatArray]:
         """Return every process's header and values; the second call is needed only where there are more rows than ever.
