@@ -25,6 +25,9 @@ FILLERS = ("well", "so", "really", "basically")
 FILLER_REWARD = 0.15
 """What one of them earns."""
 
+REPAIR = "{prompt} {completion} = ="
+"""How a model that was built to repair is asked for a correction; the answer is the number alone."""
+
 MAX_COMPLETION_LENGTH = 12
 """Tokens of a completion, the end of sequence included."""
 
@@ -64,7 +67,15 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def build(folder: str | os.PathLike[str], *, steps: int = 500, seed: int = 0, layers: int = 2, width: int = 64) -> str:
+def build(
+    folder: str | os.PathLike[str],
+    *,
+    steps: int = 500,
+    seed: int = 0,
+    layers: int = 2,
+    width: int = 64,
+    repairs: bool = False,
+) -> str:
     """Pre-train a small Llama on answers with a filler word now and then, save it, and return its folder.
 
     One answer in four is wrong and one word in five is filler, so a policy has something to learn and a
@@ -76,6 +87,7 @@ def build(folder: str | os.PathLike[str], *, steps: int = 500, seed: int = 0, la
         seed: of the initial weights and of the data.
         layers: transformer layers.
         width: hidden size, a multiple of 4.
+        repairs: teach it also to correct answers, asked as `REPAIR` has it: half of its examples are corrections.
     """
     words = tokenizer()
     with torch.random.fork_rng(devices=[]):
@@ -92,21 +104,25 @@ def build(folder: str | os.PathLike[str], *, steps: int = 500, seed: int = 0, la
             bos_token_id=None,
         )
         model = LlamaForCausalLM(config)
-        _pretrain(model, words, steps, random.Random(seed))
+        _pretrain(model, words, steps, random.Random(seed), repairs=repairs)
     model.save_pretrained(folder)
     words.save_pretrained(folder)
     return str(Path(folder))
 
 
-def _pretrain(model: LlamaForCausalLM, words: PreTrainedTokenizerFast, steps: int, draw: random.Random) -> None:
+def _pretrain(
+    model: LlamaForCausalLM, words: PreTrainedTokenizerFast, steps: int, draw: random.Random, *, repairs: bool
+) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=6e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=6e-3, total_steps=max(steps, 2))
     model.train()
     for _ in range(steps):
-        texts = [_example(draw) for _ in range(64)]
+        texts = [_correction(draw) if repairs and row % 2 else _example(draw) for row in range(64)]
         batch = words(texts, padding=True, padding_side="right", return_tensors="pt")
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
         labels[:, :4] = -100  # the four words of the prompt are given, not predicted
+        for row in range(1, len(texts), 2) if repairs else ():
+            labels[row, : texts[row].split().index("=", 4) + 2] = -100  # nor is what is to be corrected
         loss = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss
         optimizer.zero_grad()
         loss.backward()
@@ -118,6 +134,14 @@ def _example(draw: random.Random) -> str:
     a, b = draw.randint(0, _LARGEST), draw.randint(0, _LARGEST)
     answer = a + b if draw.random() < 0.75 else draw.randint(0, 2 * _LARGEST)
     return " ".join([f"{a} + {b} =", *_talk(draw), str(answer), *_talk(draw), "<eos>"])
+
+
+def _correction(draw: random.Random) -> str:
+    a, b = draw.randint(0, _LARGEST), draw.randint(0, _LARGEST)
+    said = [*_talk(draw), str(a + b if draw.random() < 0.5 else draw.randint(0, 2 * _LARGEST)), *_talk(draw)]
+    if draw.random() < 0.5:
+        said = [*said, *draw.choices(FILLERS, k=MAX_COMPLETION_LENGTH)][: draw.randint(1, MAX_COMPLETION_LENGTH)]
+    return " ".join([REPAIR.format(prompt=f"{a} + {b} =", completion=" ".join(said)), str(a + b), "<eos>"])
 
 
 def _talk(draw: random.Random) -> list[str]:
