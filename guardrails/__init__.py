@@ -4,6 +4,7 @@ A `Guard` holds `Constraint` objects; an adapter (``guardrails_trl``, ``guardrai
 the host measured and applies what it decides. Any other loop calls ``guard.step(Rollout(...))`` itself.
 """
 
+from guardrails.action_set import ActionSet
 from guardrails.competence import CompetenceMetric, Gate, Require
 from guardrails.constraint import Constraint, Dial
 from guardrails.decision import ConstraintDecision, Decision, GateDecision, Reason, RequirementDecision
@@ -24,6 +25,7 @@ from guardrails.rollout import Rollout
 __version__ = "0.1.0"
 
 __all__ = [
+    "ActionSet",
     "AttachError",
     "CompetenceMetric",
     "ConfigurationError",

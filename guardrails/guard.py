@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from guardrails import saved
+from guardrails.action_set import ActionSet
 from guardrails.competence import gates as gating
 from guardrails.competence.between import Between
 from guardrails.constraint import PENALTY, Constraint, Dial
@@ -32,8 +33,8 @@ class Guard:
     """The limits a training run must respect.
 
     Args:
-        *parts: the constraints, dials and at most one refinement, each with a name of its own. The gates that
-            they follow come along by themselves.
+        *parts: the constraints, dials, action sets and at most one refinement, each with a name of its own. The
+            gates that they follow come along by themselves.
 
     Raises:
         ConfigurationError: if there is no part, a part of an unknown kind, two of one name, or two refinements.
@@ -45,17 +46,23 @@ class Guard:
         0.05
     """
 
-    def __init__(self, *parts: Constraint | Dial | Refinement) -> None:
+    def __init__(self, *parts: Constraint | Dial | Refinement | ActionSet) -> None:
         if not parts:
             raise ConfigurationError("Guard() guards nothing. Give at least one Constraint.")
         for part in parts:
-            if not isinstance(part, (Constraint, Dial, Refinement)):
-                raise ConfigurationError(f"Guard takes Constraint, Dial and Refinement objects, not {part!r}.")
+            if not isinstance(part, (Constraint, Dial, Refinement, ActionSet)):
+                raise ConfigurationError(
+                    f"Guard takes Constraint, Dial, Refinement and ActionSet objects, not {part!r}."
+                )
         self._refinement = _only([part for part in parts if isinstance(part, Refinement)])
-        turned = [] if self._refinement is None else self._refinement.turned
+        self._action_sets = tuple(part for part in parts if isinstance(part, ActionSet))
+        steering = [] if self._refinement is None else self._refinement.turned
+        widths = [dial for part in self._action_sets for dial in part.turned]
+        turned = [*steering, *widths]
         constraints = {part.name: part for part in (*parts, *turned) if isinstance(part, Constraint)}
         self._dials = {part.name: part.value for part in (*parts, *turned) if isinstance(part, Dial)}
-        self._steering = frozenset(part.name for part in turned)
+        self._steering = frozenset(part.name for part in steering)
+        self._widths = frozenset(part.name for part in widths)
         self._gates = gating.collect([*(part.limit for part in constraints.values()), *self._dials.values()])
         _all_differ([*(part.name for part in (*parts, *turned)), *self._gates])
         self._parts, self._declared = parts, constraints
@@ -98,14 +105,19 @@ class Guard:
         return toml.dump(self)
 
     @property
-    def parts(self) -> tuple[Constraint | Dial | Refinement, ...]:
-        """The constraints, dials and refinement as they were given, with limits that move as `Between`."""
+    def parts(self) -> tuple[Constraint | Dial | Refinement | ActionSet, ...]:
+        """The constraints, dials, action sets and refinement as they were given, with limits that move as `Between`."""
         return self._parts
 
     @property
     def constraints(self) -> tuple[Constraint, ...]:
         """The constraints, in the order given, each with the limit in force as a number; see `steering`."""
         return tuple(self._constraints.values())
+
+    @property
+    def action_sets(self) -> tuple[ActionSet, ...]:
+        """The action sets, in the order given, which is that in which they are applied."""
+        return self._action_sets
 
     @property
     def refinement(self) -> Refinement | None:
@@ -189,24 +201,30 @@ class Guard:
         """Name of the host this guard is attached to, or None."""
         return self._host
 
-    def attach(self, host: str, *, dials: Collection[str] = (), refines: bool = False) -> None:
+    def attach(self, host: str, *, dials: Collection[str] = (), refines: bool = False, acts: bool = False) -> None:
         """Mark the guard as belonging to ``host``; adapters call this last, once all else is checked.
 
         Args:
             host: what errors call the host.
             dials: the dials that the adapter turns on this host.
             refines: whether the adapter can put a refinement into this host's loss.
+            acts: whether the adapter applies action sets where this host acts.
 
         Raises:
             AttachError: if it already belongs to a host: its state would mix two runs; or if it has a
-                dial or a refinement that the host lacks the means for.
+                dial, an action set or a refinement that the host lacks the means for.
         """
+        if self._action_sets and not acts:
+            raise AttachError(
+                f"Action set '{self._action_sets[0].name}' has nothing to apply to on {host}, which does not act in "
+                "an environment. Use it with guardrails_sb3, or leave it out."
+            )
         if self._refinement is not None and not refines:
             raise AttachError(
                 f"Refinement '{self._refinement.name}' has nothing to correct on {host}: it writes no completions. "
                 "Use it with a trainer that does, such as TRL's GRPOTrainer, or leave it out."
             )
-        foreign = sorted(set(self._dials) - {PENALTY, *dials} - self._steering)
+        foreign = sorted(set(self._dials) - {PENALTY, *dials} - self._steering - self._widths)
         if foreign:
             present = ", ".join(sorted({PENALTY, *dials}))
             raise AttachError(f"Dial '{foreign[0]}' has nothing to turn on {host}. Dials here: {present}.")

@@ -45,6 +45,9 @@ def describe(guard: Guard, *, strict: bool = True) -> dict[str, Any]:
     turned = [] if refinement is None else refinement.turned
     constraints = [part for part in (*guard.parts, *turned) if isinstance(part, Constraint)]
     dials = [part for part in guard.parts if isinstance(part, Dial)]
+    for part in guard.action_sets:  # a replay needs what turns with them; what they do is the host's
+        dials += part.turned
+        problems.append(f"action set '{part.name}' belongs to a host's adapter; give it to the guard in code")
     weights = [part.value for part in turned if isinstance(part, Dial)]
     moving = [part.limit for part in constraints] + [part.value for part in dials] + weights
     gates = {value.gate.name: value.gate for value in moving if isinstance(value, Between)}
@@ -232,7 +235,8 @@ def _things(guard: Guard) -> list[tuple[str, Any, str]]:
     things: list[tuple[str, Any, str]] = []
     gates: dict[str, Gate] = {}
     steering = [] if guard.refinement is None else guard.refinement.turned
-    for part in [part for part in (*guard.parts, *steering) if isinstance(part, (Constraint, Dial))]:
+    widths = [dial for each in guard.action_sets for dial in each.turned]
+    for part in [part for part in (*guard.parts, *steering, *widths) if isinstance(part, (Constraint, Dial))]:
         value = part.limit if isinstance(part, Constraint) else part.value
         if isinstance(value, Between):
             gates[value.gate.name] = value.gate

@@ -15,7 +15,7 @@ LAYERS = [
     {"errors"},
     {"rollout", "decision", "evidence"},
     {"schedulers", "competence", "refine", "critic"},
-    {"constraint", "refinement", "saved", "guard"},
+    {"constraint", "action_set", "refinement", "saved", "guard"},
     {"plugins", "policy", "ledger", "report", "watch", "doctor", "testing"},
     {"cli", "__main__"},
 ]
