@@ -1,0 +1,90 @@
+"""Does the online refiner hold what a hackable reward lets go? GRPO on two tasks, against no constraint and KL.
+
+    OMP_NUM_THREADS=1 python benchmarks/refiner.py [--jobs 2]    # runs what has no record yet: results/refiner.jsonl
+    python benchmarks/refiner.py --report                        # results/refiner.md and .png from the records
+    python benchmarks/refiner.py one dialogue 'refine 3' 0       # one run, its record printed
+
+Every arm has the same rollouts, learning rate and steps, and starts from the same reference of its task and seed.
+Each run is a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Lock
+
+RECORDS = Path(__file__).parent / "results" / "refiner.jsonl"
+
+
+def records() -> list[dict]:
+    """Return the finished runs."""
+    return [json.loads(line) for line in RECORDS.read_text().splitlines()] if RECORDS.exists() else []
+
+
+def one(task: str, arm: str, seed: int) -> None:
+    """Print the record of one run, as the last line."""
+    from refiner_run import Setting, train
+
+    print(json.dumps(train(Setting(task, arm, seed)), separators=(",", ":")))
+
+
+def run_all(tasks: list[str], arms: list[str], seeds: int, jobs: int) -> int:
+    """Run what has no record yet and return how many runs failed."""
+    done = {(record["task"], record["arm"], record["seed"]) for record in records()}
+    todo = [
+        (task, arm, seed) for seed in range(seeds) for task in tasks for arm in arms if (task, arm, seed) not in done
+    ]
+    lock, failed = Lock(), []
+
+    def run(setting: tuple[str, str, int]) -> None:
+        command = [sys.executable, __file__, "one", *map(str, setting)]
+        result = subprocess.run(command, capture_output=True, text=True)
+        with lock:
+            if result.returncode:
+                failed.append(setting)
+                print(*setting, "FAILED:", result.stderr[-2000:], flush=True)
+                return
+            line = result.stdout.splitlines()[-1]
+            with RECORDS.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+            record = json.loads(line)
+            print(*setting, record["last"], f"{record['seconds']} s", flush=True)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(run, todo))
+    return len(failed)
+
+
+def main() -> int:
+    """Return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", help="one TASK ARM SEED, or nothing for all that is missing")
+    parser.add_argument("--tasks", nargs="+", default=["dialogue", "code"])
+    parser.add_argument("--arms", nargs="+", help="default: all")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--report", action="store_true")
+    given = parser.parse_args()
+    if given.report:
+        from refiner_report import report
+
+        report(records())
+        return 0
+    if given.what:
+        _, task, arm, seed = given.what
+        one(task, arm, int(seed))
+        return 0
+    if given.arms is None:
+        from refiner_run import ARMS
+
+        given.arms = list(ARMS)
+    return min(run_all(given.tasks, given.arms, given.seeds, given.jobs), 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
