@@ -1,0 +1,230 @@
+"""SafetyCritic: an ensemble that learns the discounted cost-to-go of state and action, one output per constraint."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from guardrails.critic.ensemble import Ensemble
+from guardrails.critic.networks import EnsembleMLP
+from guardrails.critic.state import load_named, named
+from guardrails.errors import ConfigurationError
+
+Observations = Any
+"""A batch of observations as the host's own networks take them: a tensor, or tensors by key."""
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """A batch of steps.
+
+    Args:
+        observations: n_rows of them.
+        actions: ``(n_rows, n_actions)``; indices, ``(n_rows, 1)``, where actions are discrete.
+        costs: ``(n_rows, n_costs)`` in the costs' units, discounted sums over n steps where the host takes n;
+            NaN for a row whose cost is not known, which teaches nothing.
+        next_observations: those that follow.
+        next_actions: the actions that the policy takes there, like ``actions``.
+        dones: ``(n_rows, 1)``, 1 where the episode ended and nothing follows.
+        discounts: γ, or ``(n_rows, 1)`` where it differs by row.
+    """
+
+    observations: Observations
+    actions: torch.Tensor
+    costs: torch.Tensor
+    next_observations: Observations
+    next_actions: torch.Tensor
+    dones: torch.Tensor
+    discounts: torch.Tensor | float
+
+
+class _Members(nn.Module):
+    """Encoder and perceptrons; ``(members, n_rows, n_actions, n_costs)``, with one action where actions are inputs."""
+
+    def __init__(self, encoder: nn.Module, n_features: int, n_actions: int, n_costs: int, critic: SafetyCritic) -> None:
+        super().__init__()
+        self.encoder = encoder
+        members, hidden = critic.settings.members, critic.settings.hidden
+        self.n_outputs = n_actions if critic.discrete else 1
+        n_inputs = n_features if critic.discrete else n_features + n_actions
+        self.perceptrons = EnsembleMLP(members, n_inputs, self.n_outputs * n_costs, hidden)
+        self.n_costs = n_costs
+
+    def forward(self, features: torch.Tensor, actions: torch.Tensor | None, frozen: bool = False) -> torch.Tensor:
+        inputs = features if actions is None else torch.cat([features, actions], dim=1)
+        outputs: torch.Tensor = self.perceptrons(inputs, frozen=frozen)
+        return outputs.view(len(outputs), len(features), self.n_outputs, self.n_costs)
+
+
+class SafetyCritic:
+    """Q_c(s, a): discounted cost-to-go, by temporal differences, with M members and a target network.
+
+    Each member i regresses on y_i = c + γ (1 - done) Q_i'(s', a') with its own target network Q_i', which
+    follows as Q_i' ← (1 - τ) Q_i' + τ Q_i. The risk of an action is Q̄_c + κ σ: mean and standard deviation
+    over the members, the deviation subtracted for a lower limit. All members are one batched computation.
+
+    Args:
+        encoder: makes ``(n_rows, n_features)`` of a batch of observations; its copy is trained with the members.
+        n_features: what it makes of one.
+        n_actions: dimensions of an action, or their number where they are discrete.
+        costs: names of the constraints, an output each.
+        units: for each, the cost-to-go that counts as 1 to the network, in the cost's unit.
+        signs: for each, 1 for an upper limit and -1 for a lower one.
+        discrete: actions are indices.
+        settings: size, learning rate and κ.
+        device: where it computes.
+        encoding: context in which the encoder runs, such as one that guards the host's random generators.
+
+    Raises:
+        ConfigurationError: if names, units and signs differ in number.
+
+    Example:
+        >>> critic = SafetyCritic(nn.Identity(), 3, 1, costs=["cost"], units=[1.0])
+        >>> critic.risk(torch.zeros(5, 3), torch.zeros(5, 1)).shape
+        torch.Size([5])
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        n_features: int,
+        n_actions: int,
+        *,
+        costs: Sequence[str],
+        units: Sequence[float],
+        signs: Sequence[float] | None = None,
+        discrete: bool = False,
+        settings: Ensemble | None = None,
+        device: torch.device | str = "cpu",
+        encoding: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        signs = [1.0] * len(costs) if signs is None else signs
+        if not costs or len(costs) != len(units) or len(costs) != len(signs):
+            raise ConfigurationError(
+                f"SafetyCritic: {len(costs)} costs, {len(units)} units and {len(signs)} signs; give one of each for "
+                "every constraint, and at least one."
+            )
+        self.costs, self.discrete = tuple(costs), discrete
+        self.settings = Ensemble() if settings is None else settings
+        self.n_actions = n_actions
+        self.network = _Members(encoder, n_features, n_actions, len(costs), self).to(device)
+        self.target = copy.deepcopy(self.network).requires_grad_(False)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.settings.learning_rate, fused=True)
+        self.updates = 0
+        self._units = torch.as_tensor(list(units), dtype=torch.float32, device=device)
+        self._signs = torch.as_tensor(list(signs), dtype=torch.float32, device=device)
+        self._encoding = encoding
+        self._online: list[torch.Tensor] = list(self.network.parameters())
+        self._followed: list[torch.Tensor] = list(self.target.parameters())
+        self._losses: list[torch.Tensor] = []
+
+    def values(self, observations: Observations, actions: torch.Tensor) -> torch.Tensor:
+        """Return Q_c of each member, ``(members, n_rows, n_costs)``, in the costs' units; for `risks` and reports."""
+        return self._chosen(self._frozen(self.network, observations, actions), actions)
+
+    def risks(self, observations: Observations, actions: torch.Tensor) -> torch.Tensor:
+        """Return Q̄_c + κ σ of each constraint, ``(n_rows, n_costs)``, differentiable in ``actions``."""
+        return self._risk(self.values(observations, actions))
+
+    def risk(self, observations: Observations, actions: torch.Tensor, cost: str | None = None) -> torch.Tensor:
+        """Return Q̄_c + κ σ of one constraint, ``(n_rows,)`` in the cost's unit, differentiable in ``actions``.
+
+        Args:
+            observations: as the host's networks take them.
+            actions: as in `Transitions`.
+            cost: the constraint's name; may be left out where there is one.
+
+        Raises:
+            ConfigurationError: if there is no such constraint, or several and none is named.
+        """
+        return self.risks(observations, actions)[:, self.index(cost)]
+
+    def risks_of_all(self, observations: Observations, *, target: bool = False) -> torch.Tensor:
+        """Return the risks of every discrete action, ``(n_rows, n_actions, n_costs)``.
+
+        Args:
+            observations: as the host's networks take them.
+            target: of the target network.
+        """
+        return self._risk(self._frozen(self.target if target else self.network, observations, None))
+
+    def index(self, cost: str | None) -> int:
+        """Return the column of a constraint."""
+        if cost is None and len(self.costs) == 1:
+            return 0
+        if cost not in self.costs:
+            named_ = "none was named" if cost is None else f"'{cost}' is none of them"
+            raise ConfigurationError(f"This critic judges {', '.join(self.costs)}; {named_}. Give cost=, one of these.")
+        return self.costs.index(cost)
+
+    def update(self, batch: Transitions) -> None:
+        """Take one step of temporal-difference learning, and let the target network follow."""
+        known = ~batch.costs.isnan().any(dim=1, keepdim=True)
+        with torch.no_grad():
+            following = self._frozen(self.target, batch.next_observations, batch.next_actions)
+            following = self._chosen(following, batch.next_actions) / self._units
+            wanted = batch.costs.nan_to_num() / self._units + (1.0 - batch.dones) * batch.discounts * following
+        with torch.enable_grad(), self._encoding():
+            self.network.train()
+            features = self.network.encoder(batch.observations)
+            outputs = self.network(features, None if self.discrete else batch.actions)
+            errors = (self._chosen(outputs, batch.actions) - wanted).square() * known
+            loss = errors.sum() / known.sum().clamp(min=1)
+            self.optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            self.optimizer.step()
+            self.network.eval()
+        with torch.no_grad():
+            torch._foreach_lerp_(self._followed, self._online, self.settings.tau)
+            for own, online in zip(self.target.buffers(), self.network.buffers(), strict=True):
+                own.copy_(online)
+        self.updates += 1
+        self._losses.append(loss.detach())
+
+    def take_loss(self) -> float:
+        """Return the mean squared error of the updates since the last call, in squared units; NaN without any."""
+        losses, self._losses = self._losses, []
+        return float(torch.stack(losses).mean()) / self.settings.members if losses else float("nan")
+
+    def _frozen(self, network: _Members, observations: Observations, actions: torch.Tensor | None) -> torch.Tensor:
+        """Return outputs through which gradients reach the actions alone, in the costs' units."""
+        with torch.no_grad(), self._encoding():
+            features = network.encoder(observations)
+        outputs: torch.Tensor = network(features, None if self.discrete else actions, frozen=True)
+        return outputs * self._units
+
+    def _chosen(self, outputs: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """Return the outputs of the actions taken, ``(members, n_rows, n_costs)``."""
+        if not self.discrete:
+            return outputs[:, :, 0]
+        index = actions.long().view(1, -1, 1, 1).expand(len(outputs), -1, -1, outputs.shape[-1])
+        return outputs.gather(2, index)[:, :, 0]
+
+    def _risk(self, values: torch.Tensor) -> torch.Tensor:
+        if self.settings.members == 1:
+            return values[0]
+        spread = values.var(dim=0, unbiased=False).clamp(min=1e-20).sqrt()  # a root has no slope at 0
+        return values.mean(dim=0) + self.settings.kappa * self._signs * spread
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return weights, target weights and optimizer state by name."""
+        return named({"network": self.network, "target": self.target}, self.optimizer) | {
+            "updates": torch.tensor(self.updates)
+        }
+
+    def load_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Restore what `tensors` returned; all of it or nothing.
+
+        Raises:
+            StateError: if names or shapes are not those of this critic.
+        """
+        rest = dict(tensors)
+        updates = rest.pop("updates", torch.tensor(0))
+        load_named("safety critic", {"network": self.network, "target": self.target}, self.optimizer, rest)
+        self.updates = int(updates)
