@@ -33,12 +33,16 @@ def one(task: str, arm: str, seed: int) -> None:
     print(json.dumps(train(Setting(task, arm, seed)), separators=(",", ":")))
 
 
+def missing(tasks: list[str], arms: list[str], seeds: int, finished: list[dict]) -> list[tuple[str, str, int]]:
+    """Return the runs that have no record yet, seed by seed."""
+    done = {(record["task"], record["arm"], record["seed"]) for record in finished}
+    runs = ((task, arm, seed) for seed in range(seeds) for task in tasks for arm in arms)
+    return [run for run in runs if run not in done]
+
+
 def run_all(tasks: list[str], arms: list[str], seeds: int, jobs: int) -> int:
     """Run what has no record yet and return how many runs failed."""
-    done = {(record["task"], record["arm"], record["seed"]) for record in records()}
-    todo = [
-        (task, arm, seed) for seed in range(seeds) for task in tasks for arm in arms if (task, arm, seed) not in done
-    ]
+    todo = missing(tasks, arms, seeds, records())
     lock, failed = Lock(), []
 
     def run(setting: tuple[str, str, int]) -> None:

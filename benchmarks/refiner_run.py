@@ -156,7 +156,7 @@ def train(setting: Setting, *, steps: int = STEPS) -> dict:
     torch.set_num_threads(1)
     begun = time.perf_counter()
     task = TASKS[setting.task]()
-    folder = reference(task, REFERENCES / f"{setting.task}-{setting.seed}", seed=setting.seed)
+    folder = reference(task, REFERENCES, seed=setting.seed)
     arm = ARMS[setting.arm]
     original = AutoModelForCausalLM.from_pretrained(folder).eval()
     observer = Observer(task, AutoTokenizer.from_pretrained(folder), original)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import inspect
 import os
 import random
+import tempfile
 from pathlib import Path
 
 import torch
@@ -31,13 +35,15 @@ def tokenizer(task: Task) -> PreTrainedTokenizerFast:
 def reference(
     task: Task, folder: str | os.PathLike[str], *, seed: int, steps: int = STEPS, layers: int = 2, width: int = 64
 ) -> str:
-    """Train the reference of ``task`` and save it with its tokenizer in ``folder``, unless it is there already.
+    """Train the reference of ``task`` and save it with its tokenizer below ``folder``, unless it is there already.
 
     Returns:
-        The folder as a string, for a trainer to load from.
+        The folder of the model, for a trainer to load from. Its name changes with the sources of the task.
     """
-    folder = Path(folder)
-    if not (folder / "model.safetensors").exists():
+    sources = (Path(inspect.getfile(each)).read_bytes() for each in (type(task), Task, tokenizer))
+    digest = hashlib.sha256(b"".join(sources)).hexdigest()[:8]
+    folder = Path(folder) / f"{task.name}-{seed}-{steps}-{digest}"
+    if not folder.exists():
         words = tokenizer(task)
         torch.manual_seed(seed)
         model = LlamaForCausalLM(
@@ -54,8 +60,13 @@ def reference(
             )
         )
         teach(model, words, task, steps=steps, draw=random.Random(seed))
-        words.save_pretrained(folder)
-        model.save_pretrained(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as made:
+            words.save_pretrained(made)
+            model.save_pretrained(made)
+            with contextlib.suppress(OSError):  # another process was first
+                Path(made).rename(folder)
+                Path(made).mkdir()
     return str(folder)
 
 

@@ -58,8 +58,8 @@ class Sandbox:
         if new:
             if len(self._known) > 100_000:
                 self._known = {each: self._known[each] for each in programs if each in self._known}
-            self._known |= dict(zip(new, self._ask(new), strict=True))
-        return [self._known[each] for each in programs]
+            self._known |= dict(zip(new, self._ask(new), strict=False))
+        return [self._known.get(each, Outcome(False)) for each in programs]
 
     def close(self) -> None:
         """End the worker; the next `run` starts another."""
@@ -69,6 +69,7 @@ class Sandbox:
             self._worker = None
 
     def _ask(self, programs: list[tuple[str, tuple[int, ...]]]) -> list[Outcome]:
+        """Return the worker's answers; none if it died."""
         if self._worker is None:
             command = [sys.executable, "-I", "-S", __file__, str(self.memory)]
             self._worker = subprocess.Popen(
@@ -83,7 +84,7 @@ class Sandbox:
             answers = json.loads(worker.stdout.readline())
         except (OSError, ValueError):  # it was killed, or died
             self.close()
-            return [Outcome(False)] * len(programs)
+            return []
         finally:
             alarm.cancel()
         return [
