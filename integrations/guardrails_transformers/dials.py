@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -70,7 +69,7 @@ class Dials:
         self._rates: list[Any] = []
         self._groups: list[dict[str, Any]] = []
         if self._scaled:
-            _check_rate(trainer, dials[LEARNING_RATE], host)
+            _check_rate(trainer, host)
         self._targets = {
             name: _target(trainer, f"Dial '{name}'", name, host) for name in dials if name != LEARNING_RATE
         }
@@ -157,19 +156,16 @@ def _smoothing(trainer: Any, owner: str, host: str) -> Target:
     return Target(smoother, "epsilon")
 
 
-def _check_rate(trainer: Any, value: Between, host: str) -> None:
+def _check_rate(trainer: Any, host: str) -> None:
     if str(trainer.accelerator.distributed_type).rpartition(".")[2] == "DEEPSPEED":
         raise AttachError(
             f"Dial '{LEARNING_RATE}' does not turn on this {host}: DeepSpeed makes the optimizer's step where a "
             "callback cannot reach it. Leave the dial out."
         )
-    ends = (value.tight, value.loose)
-    if not all(math.isfinite(end) and end >= 0.0 for end in ends):
-        raise AttachError(f"Dial '{LEARNING_RATE}' is a factor on the learning rate: give values of 0 and above.")
 
 
 def _check_share(name: str, value: Between) -> None:
-    if not all(0.0 <= end < 1.0 for end in (value.tight, value.loose)):
+    if max(value.tight, value.loose) >= 1.0:
         raise AttachError(f"Dial '{name}' is the share of the smoothed labels: give values in [0, 1).")
 
 

@@ -1,4 +1,4 @@
-"""The loss of a guarded trainer: the penalty's gradient against autograd's own, its scaling, and what it must not do."""
+"""The loss of a guarded trainer: the penalty's gradient against autograd's own, and what it must not do."""
 
 import copy
 
@@ -219,7 +219,7 @@ def test_a_gate_may_not_take_a_batchs_number_for_the_evidence_of_its_rows(tmp_pa
         Constraint("number", limit=1.0, cost=lambda o, i: positives(o, i).mean()),
     )
     trainer.add_callback(GuardrailsCallback(trainer, guard))
-    with pytest.raises(RolloutError, match="A gate reads 'number'.*8 rows.*Return one number per row"):
+    with pytest.raises(RolloutError, match=r"A gate reads 'number'.*8 rows.*Return one number per row"):
         trainer.train()
 
 
