@@ -27,3 +27,9 @@ def random_model(tmp_path_factory):
 def speaking_model(tmp_path_factory):
     """A model that answers sums, with a filler word now and then."""
     return toy.build(tmp_path_factory.mktemp("speaking_model"), steps=250)
+
+
+@pytest.fixture(scope="session")
+def repairing_model(tmp_path_factory):
+    """A model that answers sums, and corrects answers where it is asked to by `toy.REPAIR`."""
+    return toy.build(tmp_path_factory.mktemp("repairing_model"), steps=350, repairs=True)
