@@ -3,7 +3,7 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from guardrails import Constraint, Dial, Gate, Guard, Require, Rollout
+from guardrails import Constraint, Dial, Gate, Guard, Refinement, Require, Rollout
 from guardrails.competence import (
     ActionVariance,
     ConstraintSatisfaction,
@@ -11,6 +11,16 @@ from guardrails.competence import (
     FailureAvoidance,
     RewardLevel,
     Stability,
+)
+from guardrails.refine import (
+    Acceptance,
+    Always,
+    Degenerate,
+    Empty,
+    EndpointRefiner,
+    LowEntropy,
+    Repetition,
+    Truncated,
 )
 from guardrails.schedulers import (
     CRPO,
@@ -108,6 +118,16 @@ def guards(draw, names=("a", "b", "läuft nicht")):
         parts.append(Constraint(name, limit=limit, scheduler=draw(schedulers), sense=sense, scale=scale, cost=cost))
     if draw(st.booleans()):
         parts.insert(0, Dial("penalty", draw(st.sampled_from(pool)).between(1.0, 0.25)))
+    if draw(st.booleans()):
+        weight = draw(
+            gains
+            | st.builds(lambda gate: gate.between(2.0, 0.5), st.sampled_from(pool))
+            | st.builds(lambda scheduler: Constraint("edits", limit=0.1, scheduler=scheduler), schedulers)
+        )
+        when = draw(st.sampled_from([Always(), Empty() | Repetition(2), ~(Truncated() & LowEntropy())]))
+        accept = Acceptance(similarity=draw(shares), sound=draw(st.sampled_from([None, Degenerate(2)])))
+        refiner = EndpointRefiner("http://localhost:1/v1", "m", budget=draw(gains))
+        parts.insert(0, Refinement(refiner, weight, when, accept=accept, name=draw(st.sampled_from(["cure", "üb er"]))))
     return Guard(*parts)
 
 
@@ -123,6 +143,7 @@ def rollout(seed, names=("a", "b", "läuft nicht")):
         "rewards": draw.normal(1.0 if good else 0.0, 0.3, n_rows),
         "kl": draw.random(n_rows),
         "infos": [{"failure": bool(draw.random() < (0.01 if good else 0.5))} for _ in range(n_rows)],
+        "edit_ratio": np.where(draw.random(n_rows) < 0.02, np.nan, draw.random(n_rows) * (0.2 if good else 1.0)),
         "actions": [draw.normal(0.0, 0.3, (4, 2)) for _ in range(n_rows)],
     }
     if draw.random() < 0.05:
