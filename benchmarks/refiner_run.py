@@ -23,7 +23,7 @@ from refiner_tasks.task import REFINE_PROMPT
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from guardrails import Guard, Refinement
+from guardrails import Constraint, Guard, Refinement
 from guardrails.refine import Always, Degenerate, Detector, ModelRefiner
 from guardrails_trl import GuardrailsCallback
 
@@ -54,9 +54,10 @@ def _refine(weight, when: Detector | None = None, **settings) -> Arm:
 
 ARMS = {
     "none": Arm(),
-    **{f"KL {beta:g}": Arm(beta=beta) for beta in (0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 2.0)},
-    **{f"refine {weight:g}": _refine(weight) for weight in (0.3, 1.0, 2.0, 3.0, 5.0, 10.0)},
-    **{f"refine detected {weight:g}": _refine(weight, Degenerate()) for weight in (1.0, 3.0, 10.0, 30.0)},
+    **{f"KL {beta:g}": Arm(beta=beta) for beta in (0.3, 0.7, 1.0, 1.5, 2.0, 3.0)},
+    **{f"refine {weight:g}": _refine(weight) for weight in (1.0, 3.0, 10.0)},
+    **{f"refine detected {weight:g}": _refine(weight, Degenerate()) for weight in (3.0, 10.0, 30.0)},
+    "refine, edits held at 0.02": _refine(Constraint("edits", limit=0.02)),
 }
 
 
@@ -177,6 +178,7 @@ def train(setting: Setting, *, steps: int = STEPS) -> dict:
                 seed=setting.seed,
                 bf16=False,
                 use_cpu=True,
+                gradient_checkpointing=False,
                 report_to="none",
                 save_strategy="no",
                 logging_steps=1,
