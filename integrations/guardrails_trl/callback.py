@@ -1,9 +1,8 @@
-"""GuardrailsCallback: a guard on a TRL trainer that samples completions (GRPO, RLOO)."""
+"""GuardrailsCallback: a guard on a trainer of TRL; here on one that samples groups of completions (GRPO, RLOO)."""
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,23 +10,22 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerControl, TrainerState, TrainingArguments
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.rloo_trainer import RLOOTrainer
 
+import guardrails_transformers
 from guardrails import AttachError, Constraint, Guard, Rollout
-from guardrails.ledger import Ledger
-from guardrails_transformers import load_guard, save_guard
+from guardrails_trl import hosts
 from guardrails_trl.advantages import mix
+from guardrails_trl.attached import PREFIX, AttachedCallback
 from guardrails_trl.costs import cost_functions, is_async
 from guardrails_trl.dials import Dials
+from guardrails_trl.pairs import PairsCallback
 from guardrails_trl.refinement import Refined, Refining, Written
-from guardrails_trl.seams import GENERATE_AND_SCORE, RESUME, SCORE, Host
+from guardrails_trl.seams import GENERATE_AND_SCORE, SCORE, Host
 
 logger = logging.getLogger(__name__)
-
-PREFIX = "guardrails/"
-"""Start of every metric and table column this adapter adds to the host's."""
 
 
 class _Scored(NamedTuple):
@@ -40,8 +38,13 @@ class _Scored(NamedTuple):
     inputs: list[dict[str, Any]]
 
 
-class GuardrailsCallback(TrainerCallback):
-    """Guards a GRPO or RLOO trainer: A = (A_r - Σ λᵢ A_cᵢ) / (1 + Σ λᵢ).
+class GuardrailsCallback(AttachedCallback):
+    """Guards a trainer of TRL.
+
+    On GRPO and RLOO, which this class serves itself, A = (A_r - Σ λᵢ A_cᵢ) / (1 + Σ λᵢ). For `OnlineDPOTrainer` the
+    constructor returns a `guardrails_trl.pairs.PairsCallback`; for trainers whose loss comes from a batch, such as
+    SFT, DPO, KTO and reward trainers, a `guardrails_transformers.GuardrailsCallback`, whose costs and further
+    arguments are described there.
 
     A_r are the host's own advantages; A_cᵢ are what the host's own estimator makes of cost i alone, whatever
     ``scale_rewards``, ``multi_objective_aggregation`` or ``normalize_advantages`` say. Once per generation batch,
@@ -65,7 +68,7 @@ class GuardrailsCallback(TrainerCallback):
     checkpoint as ``guardrails.json``, and ``trainer.train(resume_from_checkpoint=...)`` restores them.
 
     Args:
-        trainer: a `trl.GRPOTrainer` or `trl.RLOOTrainer`, PEFT or not; subclasses that keep its scoring.
+        trainer: a trainer of TRL, PEFT or not; of GRPO and RLOO also subclasses that keep the scoring.
         guard: the constraints.
         missing_ok: resume also from a checkpoint without a guard's state, with the guard as it is.
         ledger: where the main process records every decision while it trains; True is
@@ -79,6 +82,14 @@ class GuardrailsCallback(TrainerCallback):
         >>> trainer.add_callback(GuardrailsCallback(trainer, guard))  # doctest: +SKIP
         >>> trainer.train()  # doctest: +SKIP
     """
+
+    def __new__(cls, trainer: Any, guard: Any, **options: Any) -> Any:
+        """Return the callback for this kind of trainer."""
+        where = hosts.kind(trainer)
+        if where == "groups":
+            return super().__new__(cls)
+        other = PairsCallback if where == "pairs" else guardrails_transformers.GuardrailsCallback
+        return other(trainer, guard, **options)
 
     def __init__(
         self,
@@ -110,91 +121,30 @@ class GuardrailsCallback(TrainerCallback):
             raise
         self._dials: Dials | None = dials
         self._host: Host | None = host
-        self._guard = guard
-        self._missing_ok = missing_ok
-        self._record_at = ledger
-        self._ledger: Ledger | None = None
         self._scored: _Scored | None = None
         self._refining: Refining | None = refining
         if refining is not None:
             refining.attach()
         host.wrap(SCORE, self._score)
         host.wrap(GENERATE_AND_SCORE, self._generate_and_score)
-        host.wrap(RESUME, self._resume)
+        super().__init__(host, guard, missing_ok=missing_ok, ledger=ledger)
 
-    @property
-    def guard(self) -> Guard:
-        """The guard; its ``decision`` says what was decided last, and why."""
-        return self._guard
-
-    def detach(self) -> None:
-        """Leave the trainer as it was before, and release the guard. Does nothing when already detached.
-
-        Raises:
-            AttachError: if something else has wrapped the trainer since; it stays guarded then.
-        """
-        host = self._host
-        if host is None:
-            return
-        host.unwrap()
+    def _let_go(self) -> None:
         if self._dials is not None:
             self._dials.restore()
         if self._refining is not None:
             self._refining.detach()
-        self._dials = self._refining = None
-        host.forget(PREFIX)
-        while host.has_callback(self):
-            host.trainer.remove_callback(self)
-        self._host = None
-        self._close_ledger()
-        self._guard.detach()
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Open the ledger; refuse to run as the callback of another trainer than the one it was built for."""
-        if self._host is None or state is not self._host.trainer.state:
-            raise AttachError(
-                "This GuardrailsCallback was built for another trainer or was detached. Build one for this trainer: "
-                "GuardrailsCallback(trainer, guard)."
-            )
-        recording = self._guard.ledger is not None and not self._guard.ledger.closed
-        if state.is_world_process_zero and self._record_at is not False and not recording:
-            beside = Path(str(args.output_dir)) / "guardrails" / "ledger.jsonl"
-            path = beside if self._record_at is True else Path(self._record_at)
-            self._ledger = self._guard.record(path, seed=args.seed)
+        self._dials = self._refining = self._host = None
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Log what the refinement's term was over the micro-batches of an optimizer step."""
         if self._refining is not None:
             self._refining.flush(PREFIX)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Close the ledger that was opened when the training began."""
-        self._close_ledger()
-
-    def _close_ledger(self) -> None:
-        if self._ledger is not None:
-            self._ledger.close()
-            self._ledger = None
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Write the guard's state into the checkpoint the host has just written."""
-        if args.should_save:
-            save_guard(self._guard, Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
-
     def _attached(self) -> Host:
         if self._host is None:
             raise AttachError("This GuardrailsCallback is detached.")
         return self._host
-
-    def _resume(self, original: Callable[..., Any], checkpoint: str | None) -> Any:
-        result = original(checkpoint)
-        if checkpoint is not None and load_guard(self._guard, os.fspath(checkpoint), missing_ok=self._missing_ok):
-            logger.info("Restored the guard's multipliers from %s: %s", checkpoint, self._guard.multipliers)
-        return result
 
     def _score(
         self,
@@ -229,11 +179,8 @@ class GuardrailsCallback(TrainerCallback):
     def _generate_and_score(self, original: Callable[..., Any], inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Let the host generate and score, decide, and put the multipliers into the advantages."""
         host = self._attached()
-        if host.mode == "train" and not host.has_callback(self):
-            raise AttachError(
-                "A guard is attached to this trainer, but its callback was not added. Call "
-                "trainer.add_callback(callback) before trainer.train(), or callback.detach()."
-            )
+        if host.mode == "train":
+            self._check_added(host)
         if self._dials is not None:
             self._dials.before(self._guard)
         try:

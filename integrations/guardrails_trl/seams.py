@@ -20,6 +20,7 @@ from trl.trainer.rloo_trainer import RLOOTrainer
 
 from guardrails import AttachError
 from guardrails_trl import advantages
+from guardrails_trl.wrapping import CHECKPOINTS, Wrapping
 
 SUPPORTED = "trl>=1.8,<2"
 """Versions whose names are known here; errors ask for them, and the extra ``trl`` does."""
@@ -28,13 +29,12 @@ Mode: TypeAlias = Literal["train", "eval"]
 
 SCORE = "_calculate_rewards"
 GENERATE_AND_SCORE = "_generate_and_score_completions"
-RESUME = "_load_optimizer_and_scheduler"
 LOG_PROBS = "_get_per_token_logps_and_entropies"
 
 _PARAMETERS = {
     SCORE: ["inputs", "prompts", "completions", "completion_ids_list"],
     GENERATE_AND_SCORE: ["inputs"],
-    RESUME: ["checkpoint"],
+    **CHECKPOINTS,
 }
 _LISTS = ("reward_funcs", "reward_processing_classes", "reward_func_names")
 _ATTRIBUTES = (*_LISTS, "reward_weights", "num_generations", "accelerator", "callback_handler", "_metrics", "_logs")
@@ -44,7 +44,7 @@ _OF_CLASS = {
 }
 
 
-class Host:
+class Host(Wrapping):
     """A GRPO or RLOO trainer, seen through the names this adapter needs.
 
     Args:
@@ -55,28 +55,14 @@ class Host:
     """
 
     def __init__(self, trainer: Any) -> None:
-        base = next((base for base in _OF_CLASS if isinstance(trainer, base)), None)
-        if base is None:
-            kind = trainer.__name__ if isinstance(trainer, type) else type(trainer).__name__
-            raise AttachError(
-                f"GuardrailsCallback(trainer, guard) guards an instance of TRL's GRPOTrainer or RLOOTrainer, not "
-                f"{kind}: only these score whole completions that a cost can be compared on."
-            )
-        self.name = type(trainer).__name__
-        _check(trainer, base, self.name)
-        self.trainer: Any = trainer
-        self._wrappers: dict[str, tuple[Any, Any]] = {}
+        super().__init__(trainer)
+        _check(trainer, next(base for base in _OF_CLASS if isinstance(trainer, base)), self.name)
         self._loop: _Loop | None = None
 
     @property
     def mode(self) -> Mode:
         """The key under which the host logs what it does now."""
         return "train" if self.trainer.model.training else "eval"
-
-    @property
-    def is_alone(self) -> bool:
-        """Whether this is the only process, so that local data is all there is."""
-        return bool(self.trainer.accelerator.num_processes == 1)
 
     @property
     def data_columns(self) -> set[str] | None:
@@ -129,38 +115,13 @@ class Host:
             columns["kl"] = (((ratio.exp() - ratio - 1.0) * mask).sum(dim=1) / n_tokens).tolist()
         return columns
 
-    def has_callback(self, callback: Any) -> bool:
-        """Whether ``callback`` was added to the trainer."""
-        return any(present is callback for present in self.trainer.callback_handler.callbacks)
-
-    def wrap(self, name: str, wrapper: Callable[..., Any]) -> None:
-        """Put ``wrapper(original, *args)`` in the place of a method, on this instance alone."""
-        original = getattr(self.trainer, name)
-
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            return wrapper(original, *args, **kwargs)
-
-        self._wrappers[name] = wrapped, vars(self.trainer).get(name)
-        setattr(self.trainer, name, wrapped)
-
     def unwrap(self) -> None:
-        """Take all wrappers off, or none.
+        """Take all wrappers off, or none, and end what was started for them.
 
         Raises:
             AttachError: if somebody has wrapped a method again since.
         """
-        for name, (wrapped, _) in self._wrappers.items():
-            if vars(self.trainer).get(name) is not wrapped:
-                raise AttachError(
-                    f"{self.name}.{name} was replaced after the guard was attached, so it cannot be put back. Undo "
-                    "that replacement first, then call detach()."
-                )
-        for name, (_, before) in self._wrappers.items():
-            if before is None:
-                delattr(self.trainer, name)
-            else:
-                setattr(self.trainer, name, before)
-        self._wrappers = {}
+        super().unwrap()
         if self._loop is not None:
             self._loop.close()
             self._loop = None
