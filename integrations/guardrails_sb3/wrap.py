@@ -133,7 +133,7 @@ def _check(model: Any, guard: Any) -> OnPolicyAlgorithm:
         raise AttachError(
             f"This {name} is wrapped already. Call unwrap(model) first, or give one Guard all constraints."
         )
-    if not guard.constraints and set(guard.dials) <= {PENALTY}:
+    if guard.refinement is None and not guard.constraints and set(guard.dials) <= {PENALTY}:
         raise AttachError(
             f"This Guard has no Constraint, and its dial '{PENALTY}' scales nothing without. Give it a Constraint."
         )

@@ -9,7 +9,8 @@ from sb3_envs import Drift, Gamble, callback_of, learn, parameters, same, vec
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback, StopTrainingOnMaxEpisodes
 
-from guardrails import AttachError, CompetenceMetric, Constraint, Dial, Gate, Guard, Require, RolloutError
+from guardrails import AttachError, CompetenceMetric, Constraint, Dial, Gate, Guard, Refinement, Require, RolloutError
+from guardrails.refine import FunctionRefiner
 from guardrails.schedulers import Fixed
 from guardrails_sb3 import unwrap, wrap
 
@@ -188,6 +189,16 @@ def test_a_gate_moves_the_limit_by_what_the_episodes_showed():
     model = wrap(PPO("MlpPolicy", env, n_steps=64, batch_size=64, n_epochs=1, seed=0), guard)
     model.learn(64 * 4 * 12)
     assert guard.decision.constraints["cost"].limit > 5.0
+
+
+@pytest.mark.parametrize("others", [(), (Constraint("cost", limit=5.0),)])
+def test_a_refinement_is_refused_by_name_and_the_model_is_left_alone(others):
+    model, before = ppo(), trace(ppo())
+    guard = Guard(Refinement(FunctionRefiner(lambda prompt, completion: completion), name="cure"), *others)
+    with pytest.raises(AttachError, match="Refinement 'cure' has nothing to correct on PPO"):
+        wrap(model, guard)
+    assert trace(model) == before
+    assert guard.host is None
 
 
 def test_a_host_whose_internals_moved_is_refused_with_its_version(monkeypatch):
