@@ -7,12 +7,13 @@ import platform
 import random
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TRANSFORMERS_VERBOSITY="error")
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from refiner_tasks import TASKS, Task
 from refiner_tasks.language import reference
 from refiner_tasks.task import REFINE_PROMPT
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
+from transformers.utils.logging import disable_progress_bar
 from trl import GRPOConfig, GRPOTrainer
 
 from guardrails import Constraint, Guard, Refinement
@@ -155,6 +157,8 @@ class Observer:
 def train(setting: Setting, *, steps: int = STEPS) -> dict:
     """Return the record of one run."""
     torch.set_num_threads(1)
+    disable_progress_bar()
+    warnings.simplefilter("ignore", FutureWarning)
     begun = time.perf_counter()
     task = TASKS[setting.task]()
     folder = reference(task, REFERENCES, seed=setting.seed)

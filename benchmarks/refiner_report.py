@@ -1,0 +1,192 @@
+"""The table and the pictures of benchmarks/refiner.py, from its records."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+RESULTS = Path(__file__).parent / "results"
+COLLAPSED = 0.5
+"""A run has collapsed if at its end fewer than this share of the answers right before training are still right."""
+
+DEFAULT = "refine 3"
+FAMILIES = {"none": "no constraint", "KL": "KL to the reference", "refine": "online refiner, all rows"}
+FAMILIES |= {
+    "refine detected": "online refiner, detected rows",
+    "refine, edits held": "online refiner, scheduled weight",
+}
+COLORS = dict(zip(FAMILIES, ("0.4", "C1", "C0", "C2", "C4"), strict=True))
+
+Runs = dict[str, list[dict]]
+"""Records of a task by arm, in the order of the arms."""
+
+
+def family(arm: str) -> str:
+    """Return what an arm belongs to: its name without its number."""
+    words = arm.removesuffix(" at 0.02").split()
+    return " ".join(word for word in words if not word.replace(".", "").isdigit())
+
+
+def by_task(records: list[dict]) -> dict[str, Runs]:
+    """Return the records by task and arm, their seeds in order."""
+    from refiner_run import ARMS
+
+    order = list(ARMS)
+    found: dict[str, Runs] = defaultdict(dict)
+    for record in sorted(records, key=lambda each: (each["task"], order.index(each["arm"]), each["seed"])):
+        found[record["task"]].setdefault(record["arm"], []).append(record)
+    return dict(sorted(found.items(), reverse=True))
+
+
+def collapsed(record: dict) -> bool:
+    """Return whether training has destroyed what the policy could do before it."""
+    return record["last"]["true"] < COLLAPSED * record["curves"]["true"][0]
+
+
+def last(runs: list[dict], name: str) -> np.ndarray:
+    """Return a measure over the last steps, one value per seed."""
+    return np.array([record["last"][name] for record in runs])
+
+
+def report(records: list[dict]) -> None:
+    """Write results/refiner.md, refiner_curves.png and refiner_frontier.png."""
+    tasks = by_task(records)
+    lines = [
+        "# The online refiner against KL regularisation",
+        "",
+        "`OMP_NUM_THREADS=1 python benchmarks/refiner.py`, then `--report`; each record in `refiner.jsonl` has the "
+        "command that repeats it. GRPO, "
+        f"{records[0]['steps']} steps of 128 completions, the same rollouts, learning rate and start in every arm. "
+        "Mean ± standard deviation over the seeds of the mean over the last 20 steps.",
+        "",
+        "Reward is what the trainer sees; true quality, the share of right and faultless answers, and the degenerate "
+        "share are what it does not. A run has collapsed if its true quality ends below half of what it was "
+        "before training. KL is that of a whole completion to the reference, in nats. Time is the processor time of a "
+        "step on one core, median over steps and seeds, on a machine with other work.",
+        "",
+    ]
+    for task, arms in tasks.items():
+        lines += [f"## {task}", "", *table(arms), "", *verdict(arms), ""]
+    lines += ["![Curves](refiner_curves.png)", "", "![Reward against true quality](refiner_frontier.png)", ""]
+    versions = ", ".join(f"{name} {version}" for name, version in records[-1]["versions"].items())
+    lines += [f"Versions: {versions}.", ""]
+    text = "\n".join(lines)
+    (RESULTS / "refiner.md").write_text(text, encoding="utf-8")
+    print(text)
+    draw(tasks)
+
+
+def table(arms: Runs) -> list[str]:
+    """Return the table of a task."""
+    baseline = arms.get("KL 1") or next(iter(arms.values()))
+    unit = np.median([record["step_ms"] for record in baseline])
+    lines = [
+        "| arm | seeds | reward | true quality | degenerate | collapsed | KL | edit ratio | ms per step | vs KL 1 |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for arm, runs in arms.items():
+        edits = [np.mean(record["refinement"]["edit_ratio"][-20:]) for record in runs if record["refinement"]]
+        time = np.median([record["step_ms"] for record in runs])
+        cells = [
+            arm + (" (default)" if arm == DEFAULT else ""),
+            str(len(runs)),
+            _spread(last(runs, "reward"), 2),
+            _spread(last(runs, "true"), 3),
+            _spread(last(runs, "degenerate"), 3),
+            f"{sum(map(collapsed, runs))} of {len(runs)}",
+            _spread(last(runs, "kl"), 1),
+            f"{np.mean(edits):.3f}" if edits else "–",
+            f"{time:.0f}",
+            f"{time / unit:.2f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def verdict(arms: Runs) -> list[str]:
+    """Return in words how the refiner's default compares with KL's best, seed by seed."""
+    kl = {arm: runs for arm, runs in arms.items() if family(arm) == "KL"}
+    ours = arms.get(DEFAULT)
+    if not kl or not ours:
+        return []
+    best = max(kl, key=lambda arm: last(kl[arm], "true").mean())
+    theirs = {record["seed"]: record["last"] for record in kl[best]}
+    pairs = [(record["last"], theirs[record["seed"]]) for record in ours if record["seed"] in theirs]
+    gains = {name: np.array([a[name] - b[name] for a, b in pairs]) for name in ("true", "reward")}
+    said = ", ".join(
+        f"{label} {_spread(gains[name], 3, sign=True)} (higher in {np.sum(gains[name] > 0)} of {len(pairs)} seeds)"
+        for name, label in (("true", "true quality"), ("reward", "reward"))
+    )
+    points = {arm: (last(runs, "reward").mean(), last(runs, "true").mean()) for arm, runs in arms.items()}
+    refined = [point for arm, point in points.items() if family(arm).startswith("refine")]
+    beaten = [arm for arm in kl if any(p[0] >= points[arm][0] and p[1] >= points[arm][1] for p in refined)]
+    left = [arm for arm in kl if arm not in beaten]
+    lines = [
+        f"KL's best true quality is that of {best}. Against it, seed by seed, {DEFAULT}: {said}. "
+        f"{len(beaten)} of the {len(kl)} KL arms have less reward and less true quality than one arm of the refiner"
+        + (f"; not so {', '.join(left)}." if left else ".")
+    ]
+    return lines
+
+
+def draw(tasks: dict[str, Runs]) -> None:
+    """Write the pictures."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    measures = {"reward": "reward", "true": "true quality", "degenerate": "degenerate share"}
+    figure, axes = plt.subplots(len(tasks), 3, figsize=(13, 3.6 * len(tasks)), squeeze=False, layout="constrained")
+    for row, (task, arms) in zip(axes, tasks.items(), strict=True):
+        for arm in _shown(arms):
+            for ax, name in zip(row, measures, strict=True):
+                curves = np.array([_smooth(record["curves"][name]) for record in arms[arm]])
+                steps = np.arange(curves.shape[1]) + 1
+                ax.plot(steps, curves.mean(0), color=COLORS[family(arm)], label=arm)
+                ax.fill_between(steps, curves.min(0), curves.max(0), color=COLORS[family(arm)], alpha=0.15, lw=0)
+        for ax, label in zip(row, measures.values(), strict=True):
+            ax.set(xlabel="step", title=f"{task}: {label}")
+            ax.grid(alpha=0.3)
+        row[0].legend(fontsize=8)
+    figure.savefig(RESULTS / "refiner_curves.png", dpi=90)
+
+    figure, axes = plt.subplots(1, len(tasks), figsize=(6.5 * len(tasks), 5), squeeze=False, layout="constrained")
+    for ax, (task, arms) in zip(axes[0], tasks.items(), strict=True):
+        for each, label in FAMILIES.items():
+            own = {arm: runs for arm, runs in arms.items() if family(arm) == each}
+            means = np.array([(last(runs, "reward").mean(), last(runs, "true").mean()) for runs in own.values()])
+            if not own:
+                continue
+            ax.plot(*means.T, "o-", color=COLORS[each], label=label, lw=1)
+            for point, (arm, runs) in zip(means, own.items(), strict=True):
+                ax.plot(last(runs, "reward"), last(runs, "true"), ".", color=COLORS[each], alpha=0.35, ms=4)
+                value = arm.split()[-1]
+                ax.annotate(value, point, textcoords="offset points", xytext=(5, 4), fontsize=7, color=COLORS[each])
+        ax.set(title=task, xlabel="reward", ylabel="true quality", ylim=(-0.03, 1.05))
+        ax.grid(alpha=0.3)
+    axes[0, 0].legend(fontsize=8)
+    figure.savefig(RESULTS / "refiner_frontier.png", dpi=90)
+
+
+def _shown(arms: Runs) -> list[str]:
+    """Return the arms whose curves are drawn: of each family the one with the best true quality, and the default."""
+    shown = []
+    for each in FAMILIES:
+        own = [arm for arm in arms if family(arm) == each]
+        if each == "refine" and DEFAULT in own:
+            shown.append(DEFAULT)
+        elif own:
+            shown.append(max(own, key=lambda arm: last(arms[arm], "true").mean()))
+    return shown
+
+
+def _smooth(values: list[float], width: int = 5) -> np.ndarray:
+    return np.convolve(np.pad(values, width // 2, mode="edge"), np.ones(width) / width, mode="valid")
+
+
+def _spread(values: np.ndarray, digits: int, *, sign: bool = False) -> str:
+    deviation = values.std(ddof=1) if len(values) > 1 else float("nan")
+    return f"{values.mean():{'+' if sign else ''}.{digits}f} ± {deviation:.{digits}f}"
