@@ -10,7 +10,7 @@ import time
 from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from guardrails.refine.prompts import settled
+from guardrails.refine.prompts import spaced_like
 from guardrails.refine.refiner import Text
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ class Call:
                 self._breaker.succeeded()
                 with self._lock:
                     if not self._closed:
-                        self._offers[row] = settled(completion, reply)
+                        self._offers[row] = spaced_like(completion, reply)
                 return
         self._breaker.failed()
 

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from guardrails.errors import ConfigurationError
 from guardrails.refine.asking import Call, Tally
 from guardrails.refine.breaker import CircuitBreaker
-from guardrails.refine.prompts import DEFAULT_PROMPT, Template, check_template, fill
+from guardrails.refine.prompts import PROMPT, Template, check_template, fill
 from guardrails.refine.refiner import RefineHost, Refiner, Text
 from guardrails.schedulers.base import check_number, whole_number
 
@@ -64,7 +64,7 @@ class EndpointRefiner(Refiner):
         url: str,
         model: str,
         *,
-        prompt: Template = DEFAULT_PROMPT,
+        prompt: Template = PROMPT,
         max_concurrency: int = 16,
         timeout: float = 20.0,
         budget: float = 60.0,

@@ -1,8 +1,7 @@
-"""What a language model is asked for when it refines: a minimal correction of one completion."""
+"""What a language model is asked for when it refines, and how its answer is read."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -12,67 +11,89 @@ from guardrails.refine.refiner import Text, plain
 Template: TypeAlias = "str | Callable[[Text, str], Text]"
 """A text with ``{prompt}`` and ``{completion}``, or a function of the two."""
 
-DEFAULT_PROMPT = """\
-Below are a request and an answer to it. Correct what is wrong in the answer and keep everything else word for word. \
-If nothing is wrong, repeat the answer as it is. Reply with the answer alone.
+PROMPT = """Below are a prompt and a response to it. Correct the response with as few changes as possible: keep \
+everything that is right word for word, and fix what is wrong, repeated, missing or cut off. If nothing is wrong, \
+repeat the response unchanged. Write the corrected response only.
 
-Request:
+Prompt:
 {prompt}
 
-Answer:
+Response:
 {completion}
 
-Corrected answer:
+Corrected response:
 """
-
-_FIELD = re.compile(r"\{(prompt|completion)\}")
+"""What a model is asked by default."""
 
 
 def check_template(owner: str, template: Any) -> Template:
     """Return ``template`` if it can be filled.
 
+    Args:
+        owner: what errors call the refiner.
+        template: a text for `str.format`, or a function.
+
     Raises:
-        ConfigurationError: if it is neither a text with ``{completion}`` nor a function.
+        ConfigurationError: if it is neither a text that shows ``{completion}`` nor a function.
     """
-    if callable(template) or (isinstance(template, str) and "{completion}" in template):
+    if callable(template):
         given: Template = template
         return given
-    raise ConfigurationError(
-        f"{owner}: prompt is {template!r:.60}; give a text with the fields {{completion}} and, if it is to be seen, "
-        "{prompt}; or a function (prompt, completion) -> text or messages."
-    )
+    if not isinstance(template, str):
+        raise ConfigurationError(f"{owner}: prompt is {template!r}; give a text or a function.")
+    marks = ("<prompt>", "<completion>")
+    try:
+        filled = template.format(prompt=marks[0], completion=marks[1])
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        raise ConfigurationError(
+            f"{owner}: the prompt is no template of {{prompt}} and {{completion}} ({type(error).__name__}: {error}). "
+            "Write braces that are meant as such twice: {{ }}."
+        ) from error
+    if marks[1] not in filled:
+        raise ConfigurationError(f"{owner}: the prompt does not show the response. Put {{completion}} into it.")
+    return template
 
 
 def fill(template: Template, prompt: Text, completion: str) -> Text:
-    """Return what to ask for one row. Braces other than the two fields stay as they are.
+    """Return what to ask for one row; the texts that are filled in are not searched for fields.
 
     Args:
         template: see `Template`.
-        prompt: as the host holds it; messages are written one below the other with their roles.
+        prompt: as the host holds it.
         completion: the text to correct.
 
     Example:
-        >>> fill("{prompt} {completion} {}", "1 + 1 =", "{prompt}")
+        >>> fill("{prompt} {completion} {{}}", "1 + 1 =", "{prompt}")
         '1 + 1 = {prompt} {}'
     """
     if callable(template):
         return template(prompt, completion)
-    fields = {"prompt": transcript(prompt), "completion": completion}
-    return _FIELD.sub(lambda field: fields[field[1]], template)
+    return template.format(prompt=readable(prompt), completion=completion)
 
 
-def transcript(prompt: Text) -> str:
-    r"""Return ``prompt`` as one text; of several messages, each with its role.
+def readable(prompt: Text) -> str:
+    r"""Return a prompt as one text: the content of a single message, of several with their roles.
 
     Example:
-        >>> transcript([{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello"}])
+        >>> readable([{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello"}])
         'system: Be kind.\nuser: Hello'
     """
     if isinstance(prompt, str) or len(prompt) == 1:
         return plain(prompt)
-    return "\n".join(f"{message.get('role', '')}: {plain([message])}" for message in prompt)
+    return "\n".join(f"{message.get('role')}: {plain([message])}" for message in prompt)
 
 
-def settled(completion: str, reply: str) -> str:
-    """Return a model's ``reply``, or the completion itself where they differ in surrounding white space alone."""
-    return completion if reply.strip() == completion.strip() else reply
+def spaced_like(completion: str, refined: str) -> str:
+    r"""Return ``refined`` with the white space around it that ``completion`` has.
+
+    Models put white space around an answer where it suits their format; it is no correction.
+
+    Example:
+        >>> spaced_like(" Good day\n", "Good day.")
+        ' Good day.\n'
+    """
+    core, before = refined.strip(), completion.strip()
+    if not core or not before:
+        return core
+    start = completion.index(before)
+    return completion[:start] + core + completion[start + len(before) :]

@@ -190,9 +190,14 @@ def test_a_prompt_function_that_raises_costs_its_row_alone(server):
     assert "ZeroDivisionError" in own.tally.error
 
 
-def test_an_answer_that_differs_in_outer_white_space_is_the_completion_itself(server):
+def test_white_space_around_an_answer_is_that_of_the_completion(server):
     own = EndpointRefiner(server.url, "m", prompt="ANSWER: {completion}\n")
     assert ask(own, "one\n", "two") == ["one\n", "two"]
+
+
+def test_what_is_filled_in_is_not_searched_for_fields(server):
+    own = EndpointRefiner(server.url, "m", prompt="ANSWER:{completion} {prompt} {{}}")
+    assert own.refine(["{completion}"], ["{prompt}"]) == ["{prompt} {completion} {}"]
 
 
 def test_the_request_says_what_was_set(server, monkeypatch):
@@ -250,7 +255,10 @@ def test_rows_without_an_answer_have_no_target(server):
         ({"url": "localhost:8000"}, "base address"),
         ({"url": "http://me:secret@host/v1"}, "carries a user or password"),
         ({"model": ""}, "model is ''"),
-        ({"prompt": "Correct this."}, "prompt is 'Correct this.'"),
+        ({"prompt": "Correct this."}, "does not show the response"),
+        ({"prompt": "{completion} {more}"}, "KeyError: 'more'"),
+        ({"prompt": "{completion} {"}, "Write braces"),
+        ({"prompt": 3}, "give a text or a function"),
         ({"timeout": 0.0}, "timeout is 0.0"),
         ({"budget": float("inf")}, "budget is inf"),
         ({"retries": -1}, "retries is -1"),
