@@ -148,5 +148,5 @@ def test_two_parts_cannot_turn_one_number(tmp_path):
 def test_an_argument_that_the_trainer_keeps_a_copy_of_is_named(tmp_path):
     trainer = build(classifier(), tmp_path, Rows(8), cls=Smoothing)
     trainer.args.weight = 0.5
-    with pytest.raises(AttachError, match="args.weight, which this Smoothing reads only once.*Name 'weight'"):
+    with pytest.raises(AttachError, match=r"args.weight, which this Smoothing reads only once.*Name 'weight'"):
         turned(trainer, "args.weight", 0.1, 1.0)
