@@ -23,6 +23,8 @@ _PACKAGES = {
     "stable_baselines3": "stable-baselines3",
     "sb3_contrib": "sb3-contrib",
     "gymnasium": "gymnasium",
+    "rapidfuzz": "rapidfuzz",
+    "openai": "openai",
 }
 """Module to distribution of what may shape a run; only those that the process has loaded are listed."""
 
