@@ -14,6 +14,7 @@ from refine_server import running
 
 from guardrails import ConfigurationError, Refinement
 from guardrails.refine import Acceptance, Always, Corrector, EndpointRefiner, Rows
+from guardrails.refine.breaker import CircuitBreaker
 from guardrails.testing import RefinerContract
 from guardrails.testing.refiners import Host
 
@@ -65,15 +66,15 @@ def test_a_row_that_the_server_will_not_answer_gets_none_and_is_not_held_against
 
 @pytest.mark.parametrize("mode", ["hang", "drip", "slow"])
 def test_a_call_ends_within_its_budget_whatever_the_server_does(server, mode):
-    own = refiner(server, timeout=60.0, budget=0.8, max_concurrency=2)
+    own = refiner(server, timeout=60.0, budget=1.5, max_concurrency=2)
     begun = time.perf_counter()
     offers = ask(own, *(f"MODE:{mode} ANSWER:{i}" for i in range(40)))
     seconds = time.perf_counter() - begun
-    assert seconds < 0.8 + 1.0 + 0.5  # budget, grace, and a thread to be scheduled
+    assert seconds < 1.5 + 1.0 + 0.5  # budget, grace, and a thread to be scheduled
     answered = [offer for offer in offers if offer is not None]
     assert answered == [str(i) for i in range(len(answered))]
     assert (len(answered) > 0) is (mode == "slow")
-    assert own.tally.unasked > 30
+    assert own.tally.unasked > 20
 
 
 def test_a_call_ends_even_where_the_program_itself_hangs(server):
@@ -85,7 +86,7 @@ def test_a_call_ends_even_where_the_program_itself_hangs(server):
 
 
 def test_a_server_that_is_slow_but_answers_is_not_given_up(server):
-    own = refiner(server, timeout=60.0, budget=0.8, max_concurrency=2, failures=2)
+    own = refiner(server, timeout=60.0, budget=1.5, max_concurrency=2, failures=2)
     ask(own, *(f"MODE:slow ANSWER:{i}" for i in range(40)))
     assert own.breaker.state == "closed"
     ask(own, *(f"MODE:hang ANSWER:{i}" for i in range(40)))
@@ -127,7 +128,8 @@ def test_no_more_rows_are_asked_at_once_than_allowed():
 def test_a_failing_server_is_left_alone_and_tried_again_with_one_row():
     with running() as server:
         server.force("500")
-        own = refiner(server, failures=3, cooldown=0.5, max_concurrency=1)
+        own, now = refiner(server, max_concurrency=1), [0.0]
+        own.breaker = CircuitBreaker(3, 30.0, clock=lambda: now[0])
 
         def requests(*completions):
             before = server.stats()["counts"]["requests"]
@@ -138,11 +140,11 @@ def test_a_failing_server_is_left_alone_and_tried_again_with_one_row():
         assert own.tally == (0, 3, 7, own.tally.error)
         assert requests(*many) == ([None] * 10, 0)
         assert "left alone" in own.tally.error
-        time.sleep(0.6)
+        now[0] += 30.0
         assert requests(*many) == ([None] * 10, 1)
         server.force()
         assert requests(*many) == ([None] * 10, 0)
-        time.sleep(1.1)  # twice the cooldown, since the probe failed
+        now[0] += 60.0  # twice the cooldown, since the probe failed
         assert requests(*many) == ([str(i) for i in range(10)], 10)
 
 
