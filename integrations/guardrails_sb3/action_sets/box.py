@@ -1,0 +1,97 @@
+"""ActionBox: a box about a centre, or about what a nominal controller would do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from guardrails import AttachError, ConfigurationError
+from guardrails.competence import Between
+from guardrails.schedulers.base import check_number
+from guardrails_sb3.action_sets.base import Array, SafeSet, Situation, row
+
+Nominal = Callable[[Any], Any]
+
+
+class ActionBox(SafeSet):
+    """A(s) = {a in the action space: |a - c(s)| ≤ scale · (high - low) / 2, in each dimension}.
+
+    An action outside is clipped to the nearest one inside. Unlike the dial ``action_scale``, which shrinks every
+    action, what lies inside is left alone.
+
+    Args:
+        scale: share of the action space's half range, in [0, 1]; or ``gate.between(0.3, 1.0)``.
+        centre: c: an action, or a function of one observation (as the environment gives it, before
+            ``VecNormalize``) that returns the nominal action. Default: the centre of the action space.
+        name: what logs and errors call it.
+
+    Raises:
+        ConfigurationError: if ``scale`` is out of range or narrows with competence, or ``centre`` holds no numbers.
+
+    Example:
+        >>> from guardrails import Guard
+        >>> guard = Guard(ActionBox(0.3))
+        >>> model = wrap(PPO("MlpPolicy", env), guard)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        scale: float | Between,
+        *,
+        centre: Sequence[float] | Array | float | Nominal | None = None,
+        name: str = "action_box",
+    ) -> None:
+        super().__init__(name)
+        self.scale = self.opening(
+            "scale", scale, lambda value: check_number(self.owner, "scale", value, low=0.0, high=1.0)
+        )
+        self.centre = centre
+        self.observes = callable(centre)
+        self._fixed: Array | None = None
+        if centre is not None and not callable(centre):
+            try:
+                self._fixed = np.asarray(centre, dtype=np.float64)
+            except (TypeError, ValueError) as error:
+                raise ConfigurationError(
+                    f"{self.owner}: centre is {centre!r}; give an action or a function."
+                ) from error
+
+    @property
+    def widths(self) -> Mapping[str, float | Between]:
+        """The scale."""
+        return {"scale": self.scale}
+
+    def check(self, space: spaces.Space[Any]) -> None:
+        """Raise AttachError unless the actions are bounded and the centre is one of them."""
+        self.bounded(space)
+        if self._fixed is not None:
+            shape = space.shape or ()
+            if self._fixed.shape not in ((), shape):
+                raise AttachError(
+                    f"{self.owner}: centre has shape {self._fixed.shape}, but an action here has shape {shape}."
+                )
+            if not space.contains(np.broadcast_to(self._fixed, shape).astype(space.dtype)):
+                raise AttachError(f"{self.owner}: centre {self._fixed} is outside the action space {space}.")
+
+    def project(self, actions: Array, situation: Situation, widths: Mapping[str, float]) -> Array:
+        """Return ``actions`` clipped to the box."""
+        bounds, scale = situation.box, widths["scale"]
+        if scale == 1.0 and self.centre is None:
+            return actions
+        reach, centre = scale * bounds.half, self._centre(situation)
+        low, high = np.maximum(bounds.low, centre - reach), np.minimum(bounds.high, centre + reach)
+        projected: Array = np.minimum(np.maximum(actions, low), high)
+        return projected
+
+    def _centre(self, situation: Situation) -> Array:
+        bounds = situation.box
+        if self._fixed is not None:
+            return self._fixed.astype(bounds.centre.dtype)
+        if not callable(self.centre):
+            return bounds.centre
+        function, observations = self.centre, situation.observations
+        nominal = [self.answer(function, row(observations, index)) for index in range(situation.n_rows)]
+        return np.clip(self.actions(nominal, bounds.centre), bounds.low, bounds.high)

@@ -1,0 +1,162 @@
+"""Enforcement: the sets of one guard applied to rows of actions, and what they had to change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from guardrails import AttachError, Guard, RolloutError
+from guardrails_sb3.action_sets.base import Array, BoolArray, Bounds, SafeSet, Situation
+
+INTERVENTIONS = "interventions"
+"""Key of ``info``: 1.0 at a step whose action a set changed, else 0.0; ``interventions/<set>`` says it of one set."""
+
+EPISODE = "episode_interventions"
+"""Key of ``info`` at the last step of an episode: on how many of its steps an action was changed, by set and in all."""
+
+
+@dataclass(eq=False)
+class Memory:
+    """What has to be known of each environment from one step to the next.
+
+    Args:
+        n_rows: environments.
+        n_sets: sets.
+        previous: actions executed last, ``(n_rows, *space.shape)``; before the first step any.
+    """
+
+    n_rows: int
+    n_sets: int
+    previous: Array
+    fresh: BoolArray = field(init=False)
+    changed: BoolArray = field(init=False)
+    counts: Array = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.changed = np.zeros((self.n_rows, self.n_sets), dtype=bool)
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin an episode in every environment."""
+        self.fresh = np.ones(self.n_rows, dtype=bool)
+        self.counts = np.zeros((self.n_rows, self.n_sets + 1), dtype=np.int64)
+
+
+class Enforcement:
+    """Applies the sets of a guard, in the order it has them, with the widths in force.
+
+    Args:
+        guard: has the sets and the widths in force.
+        space: the action space.
+        owner: what errors call the host.
+
+    Raises:
+        AttachError: if a set is none of this host, or means nothing in this action space.
+    """
+
+    def __init__(self, guard: Guard, space: spaces.Space[Any], owner: str) -> None:
+        self.guard, self.space, self.bounds = guard, space, Bounds.of(space)
+        self.sets = tuple(_safe_sets(guard, owner))
+        for part in self.sets:
+            part.check(space)
+        self.remembers = any(part.remembers for part in self.sets)
+        self.keys = tuple(f"{INTERVENTIONS}/{part.name}" for part in self.sets)
+        self._moving = bool(any(part.turned for part in self.sets))
+        self._widths = self.widths()
+        self._decided: Any = None
+
+    def widths(self) -> list[dict[str, float]]:
+        """Return the widths in force of each set, as numbers."""
+        dials = self.guard.dials
+        return [part.in_force(dials) for part in self.sets]
+
+    def refresh(self) -> bool:
+        """Take up the widths in force; return whether any has moved."""
+        before, self._widths, self._decided = self._widths, self.widths(), self.guard.decision
+        return before != self._widths
+
+    def memory(self, n_rows: int) -> Memory:
+        """Return the memory of so many environments that all begin an episode."""
+        return Memory(n_rows, len(self.sets), np.zeros((n_rows, *(self.space.shape or ())), dtype=self.space.dtype))
+
+    def execute(self, actions: Array, situation: Situation, memory: Memory) -> Array:
+        """Return what is executed in place of ``actions``, and note in ``memory`` which rows each set changed.
+
+        Args:
+            actions: ``(n_rows, *space.shape)``, inside the action space.
+            situation: what they are chosen in.
+            memory: of the same rows.
+
+        Raises:
+            RolloutError: if an action is not finite in the end.
+        """
+        if self._moving and self.guard.decision is not self._decided:
+            self.refresh()
+        changed = memory.changed
+        for index, part in enumerate(self.sets):
+            if part.needs_environment and situation.call is None:
+                continue
+            projected = part.project(actions, situation, self._widths[index])
+            if projected is actions:
+                changed[:, index] = False
+                continue
+            differs = projected != actions
+            changed[:, index] = differs if differs.ndim == 1 else differs.reshape(len(differs), -1).any(axis=1)
+            actions = projected
+        if self.bounds is not None and not np.isfinite(actions).all():
+            raise RolloutError(f"The policy's action is not finite: {actions}. It has diverged; nothing was executed.")
+        memory.previous = actions
+        return actions
+
+    def report(self, memory: Memory, dones: BoolArray, infos: Sequence[dict[str, Any]]) -> list[list[int]]:
+        """Write into each ``info`` what was changed, and return the counts of the episodes that ended, the total last.
+
+        Args:
+            memory: of the step that was executed last.
+            dones: ``(n_rows,)``, whether that step ended its episode.
+            infos: what the environments said of it.
+        """
+        ended = []
+        steps = memory.changed.tolist()
+        keys = self.keys
+        for index, step in enumerate(steps):
+            info, total = infos[index], any(step)
+            info[INTERVENTIONS] = float(total)
+            for key, value in zip(keys, step, strict=True):
+                info[key] = float(value)
+            if total:
+                memory.counts[index] += [*step, True]
+            if dones[index]:
+                counts = memory.counts[index].tolist()
+                info[EPISODE] = dict(zip([*(part.name for part in self.sets), "total"], counts, strict=True))
+                ended.append(counts)
+                memory.counts[index] = 0
+        memory.fresh = np.array(dones, dtype=bool)
+        return ended
+
+    def tensors(self, memory: Memory) -> dict[str, Array]:
+        """Return what an exact resume of the running episodes needs."""
+        return {"fresh": memory.fresh, "counts": memory.counts, "previous": memory.previous}
+
+    def load(self, memory: Memory, tensors: Mapping[str, Array]) -> bool:
+        """Restore what `tensors` returned; False, and nothing is, if it is of other environments or sets."""
+        counts = tensors.get("counts")
+        if counts is None or counts.shape != memory.counts.shape:
+            return False
+        memory.counts[:] = counts
+        memory.fresh, memory.previous = tensors["fresh"].astype(bool), tensors["previous"]
+        return True
+
+
+def _safe_sets(guard: Guard, owner: str) -> Iterable[SafeSet]:
+    for part in guard.action_sets:
+        if not isinstance(part, SafeSet):
+            raise AttachError(
+                f"Action set '{part.name}' is a {type(part).__name__}, which says nothing of {owner}. Use one of "
+                "guardrails_sb3, or a Projection."
+            )
+        yield part

@@ -1,0 +1,233 @@
+"""A model held to the sets of its guard wherever it acts: in the environments it learns in, and in ``predict``.
+
+What the algorithm learns from is its own action, also where another was executed: the sets are part of the
+environment that it learns to act in. So on-policy log-probabilities are those of the actions drawn, and Q-values
+those of proposing an action. See `guardrails_sb3.action_sets.replay` for sets that move under a replay buffer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+
+from guardrails import AttachError, Guard
+from guardrails_sb3 import seams
+from guardrails_sb3.action_sets import situations
+from guardrails_sb3.action_sets.acting import MASKS, Acting, both
+from guardrails_sb3.action_sets.base import Array, BoolArray, Situation
+from guardrails_sb3.action_sets.predicting import Predicting
+from guardrails_sb3.action_sets.replay import ReplayedActions
+from guardrails_sb3.overlay import Overlay
+
+_PREFIX = "actions."
+
+
+class SafeActing:
+    """The methods of a model and of its environments by which the sets of a guard are enforced.
+
+    Args:
+        model: the host; read, not changed.
+        guard: has the sets and the widths in force.
+        critic: the risk that the model's safety critic predicts, for sets that ask for it.
+
+    Raises:
+        AttachError: if a set means nothing for this model, or its environments act in another space.
+    """
+
+    def __init__(self, model: BaseAlgorithm, guard: Guard, critic: Callable[[Any, Array], Any] | None = None) -> None:
+        self._model = model
+        self.acting = Acting(model, guard, critic)
+        self.propose: Callable[..., Any] = model.predict
+        self._enforcement = self.acting.enforcement
+        self._memory = self._enforcement.memory(model.n_envs)
+        self._infos: Any = []
+        self._seen: Any = None
+        self._steps = np.zeros(len(self._enforcement.sets) + 1, dtype=np.int64)
+        self._n_steps, self._ended = 0, list[list[int]]()
+        self._released = self._proposing = False
+        self._labelled = self._enforcement.widths()
+        self._replayed: ReplayedActions | None = None
+        if isinstance(model, OffPolicyAlgorithm) and any(part.turned for part in self._enforcement.sets):
+            self._replayed = ReplayedActions(model)
+        if self._enforcement.sets:
+            check_environment(model)
+
+    def release(self) -> None:
+        """Enforce nothing from now on, also inside a ``learn`` call that is under way."""
+        self._released = True
+
+    def overlays(self, below: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
+        """Return the methods of the model to be replaced, and by what; none where there is no set.
+
+        Args:
+            below: methods that are overlaid already, which these call in place of the model's own.
+        """
+        if not self._enforcement.sets:
+            return {}
+        self.propose = below.get("predict", self._model.predict)
+        made = {"collect_rollouts": self._collecting, "predict": self._predicting}
+        if isinstance(self._model, OffPolicyAlgorithm):
+            made[seams.SAMPLE_ACTION] = self._sampling
+        return {name: make(below.get(name, getattr(self._model, name))) for name, make in made.items()}
+
+    def _predicting(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        safe = Predicting(self.acting, original)
+
+        def predict(*args: Any, **kwargs: Any) -> Any:
+            return (original if self._released or self._proposing else safe.predict)(*args, **kwargs)
+
+        return predict
+
+    def _sampling(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """Let an off-policy host draw what its policy proposes, which is held to the sets where it is executed."""
+
+        def sample_action(*args: Any, **kwargs: Any) -> Any:
+            self._proposing = True
+            try:
+                return original(*args, **kwargs)
+            finally:
+                self._proposing = False
+
+        return sample_action
+
+    def _collecting(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def collect_rollouts(env: Any, *args: Any, **kwargs: Any) -> Any:
+            if self._released:
+                return original(env, *args, **kwargs)
+            check_environment(self._model)
+            self._resume(env.unwrapped)
+            with self._holding(env.unwrapped):
+                outcome = original(env, *args, **kwargs)
+            if self._replayed is not None:
+                self._replayed.settle()
+            self._seen = seams.last_observations(self._model)
+            self._log()
+            return outcome
+
+        return collect_rollouts
+
+    def _resume(self, inner: Any) -> None:
+        """Take up where the last rollout ended, or begin anew where the environments did."""
+        self._enforcement.refresh()
+        if self._replayed is not None and self._labelled != (widths := self._enforcement.widths()):
+            self._replayed.relabel()
+            self._labelled = widths
+        if self._memory.n_rows != inner.num_envs:
+            self._memory = self._enforcement.memory(inner.num_envs)
+        if self._seen is not seams.last_observations(self._model):  # the host has reset its environments since
+            self._memory.begin()
+            self._infos = []
+
+    @contextmanager
+    def _holding(self, inner: Any) -> Iterator[None]:
+        """Hold what reaches ``inner``, the innermost vector environment, to the sets.
+
+        The innermost one, since outer wrappers such as ``VecNormalize`` are pickled with all they hold, and since
+        the host compares the chain of wrappers with that of an evaluation environment.
+        """
+        send, receive = inner.step_async, inner.step_wait
+
+        def step_async(actions: Array) -> None:
+            if not self._released:
+                actions = self._enforcement.execute(actions, self._situation(inner), self._memory)
+                if self._replayed is not None:
+                    self._replayed.execute(actions)
+            send(actions)
+
+        def step_wait() -> Any:
+            outcome = receive()
+            if not self._released:
+                self._note(outcome[2], outcome[3])
+            return outcome
+
+        methods: dict[str, Callable[..., Any]] = {"step_async": step_async, "step_wait": step_wait}
+        overlay = Overlay(inner, methods | (self._masking(inner) if self.acting.feeds else {}))
+        overlay.install()
+        try:
+            yield
+        finally:
+            overlay.remove()
+
+    def _masking(self, inner: Any) -> dict[str, Callable[..., Any]]:
+        """Return the methods by which MaskablePPO asks its environments for masks, theirs and those of the sets."""
+        get_attr, env_method, own = inner.get_attr, inner.env_method, inner.has_attr(MASKS)
+
+        def attributes(name: str, indices: Any = None) -> Any:
+            return [True] * inner.num_envs if name == MASKS and not own else get_attr(name, indices)
+
+        def method(name: str, *args: Any, indices: Any = None, **kwargs: Any) -> Any:
+            if name != MASKS or self._released:
+                return env_method(name, *args, indices=indices, **kwargs)
+            allowed = self.acting.allowed(self._situation(inner))
+            if own:
+                allowed = both(allowed, np.stack(env_method(name, *args, **kwargs)))
+            chosen = range(inner.num_envs) if indices is None else np.atleast_1d(indices)
+            return [allowed[index] for index in chosen]
+
+        return {"get_attr": attributes, "env_method": method}
+
+    def _situation(self, inner: Any) -> Situation:
+        model = self._model
+        return self.acting.situation(
+            self._memory,
+            lambda: situations.given(model),
+            lambda: seams.last_observations(model),
+            lambda: self._informed(inner),
+            inner.env_method,
+        )
+
+    def _informed(self, inner: Any) -> list[Any]:
+        """Return what each environment said last: at its reset, or at its last step."""
+        resets = inner.reset_infos
+        return [resets[i] if fresh else self._infos[i] for i, fresh in enumerate(self._memory.fresh.tolist())]
+
+    def _note(self, dones: BoolArray, infos: Any) -> None:
+        memory = self._memory
+        self._ended += self._enforcement.report(memory, dones, infos)
+        self._infos = infos
+        changed = memory.changed
+        self._n_steps += len(changed)
+        if changed.any():
+            self._steps[:-1] += changed.sum(axis=0)
+            self._steps[-1] += np.count_nonzero(changed.any(axis=1))
+
+    def _log(self) -> None:
+        """Log what was changed since an episode ended last: per episode, and as a share of the steps."""
+        if not self._ended:
+            return
+        per_episode, shares = np.mean(self._ended, axis=0), self._steps / self._n_steps
+        names = [*(f"{part.name}/" for part in self._enforcement.sets), ""]
+        for name, count, share in zip(names, per_episode.tolist(), shares.tolist(), strict=True):
+            self._model.logger.record(f"guardrails/{name}interventions", count)
+            self._model.logger.record(f"guardrails/{name}intervention_rate", share)
+        self._ended, self._n_steps = [], 0
+        self._steps[:] = 0
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return what an exact resume of the running episodes needs."""
+        if not self._enforcement.sets:
+            return {}
+        kept = self._enforcement.tensors(self._memory)
+        return {f"{_PREFIX}{name}": torch.from_numpy(np.array(values)) for name, values in kept.items()}
+
+    def load_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Restore what `tensors` returned; with other environments or sets every episode begins anew."""
+        kept = {name.removeprefix(_PREFIX): each.numpy() for name, each in tensors.items() if name.startswith(_PREFIX)}
+        if self._enforcement.load(self._memory, kept):
+            self._seen = seams.last_observations(self._model)
+
+
+def check_environment(model: BaseAlgorithm) -> None:
+    """Raise AttachError if a wrapper around the vector of environments changes actions on their way to them."""
+    inner = None if model.env is None else model.env.unwrapped.action_space
+    if inner is not None and inner != model.action_space:
+        raise AttachError(
+            f"Action sets hold the actions that reach the environments, which act in {inner}, but the policy acts in "
+            f"{model.action_space}: a wrapper in between changes them. Wrap each environment instead of their vector."
+        )

@@ -1,0 +1,68 @@
+"""RateLimit: how far an action may move away from the one before it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from guardrails import AttachError
+from guardrails.competence import Between
+from guardrails.schedulers.base import check_number
+from guardrails_sb3.action_sets.base import Array, SafeSet, Situation, columns
+
+
+class RateLimit(SafeSet):
+    """A(s_t, a_{t-1}) = {a: |a - a_{t-1}| ≤ max_change, in each dimension}, with a_{t-1} the action executed before.
+
+    The first action of an episode is free. Not to be taken for the scheduler of that name, which limits a multiplier.
+
+    Args:
+        max_change: per step, in the actions' own unit, > 0; ``gate.between(0.1, 0.5)``; or a number for each
+            dimension, which does not move.
+        name: what logs and errors call it.
+
+    Raises:
+        ConfigurationError: if ``max_change`` is out of range or narrows with competence.
+
+    Example:
+        >>> RateLimit(0.1).widths
+        {'max_change': 0.1}
+    """
+
+    remembers = True
+
+    def __init__(self, max_change: float | Between | Sequence[float], *, name: str = "rate_limit") -> None:
+        super().__init__(name)
+        self.max_change = max_change
+        self._each: Array | None = None
+        self._width: float | Between | None = None
+        if isinstance(max_change, (Sequence, np.ndarray)):
+            self._each = np.array([self._positive(float(value)) for value in max_change])
+        else:
+            self._width = self.opening("max_change", max_change, self._positive)
+
+    def _positive(self, value: float) -> float:
+        return check_number(self.owner, "max_change", value, low=0.0, open_low=True)
+
+    @property
+    def widths(self) -> Mapping[str, float | Between]:
+        """The largest change, unless each dimension has its own."""
+        return {} if self._width is None else {"max_change": self._width}
+
+    def check(self, space: spaces.Space[Any]) -> None:
+        """Raise AttachError unless the actions are continuous, with as many dimensions as there are limits."""
+        if not isinstance(space, spaces.Box):
+            raise AttachError(f"{self.owner} needs continuous actions, but this model acts in {space}.")
+        if self._each is not None and self._each.shape != space.shape:
+            raise AttachError(f"{self.owner} has {self._each.size} limits, but an action here has shape {space.shape}.")
+
+    def project(self, actions: Array, situation: Situation, widths: Mapping[str, float]) -> Array:
+        """Return ``actions`` cut to within the largest change of those before."""
+        change = widths["max_change"] if self._each is None else self._each.astype(actions.dtype)
+        limited: Array = np.minimum(np.maximum(actions, situation.previous - change), situation.previous + change)
+        if situation.fresh.any():
+            limited = np.where(columns(situation.fresh, actions), actions, limited)
+        return limited

@@ -1,0 +1,66 @@
+"""Sets that move under a replay buffer: which action a stored transition is learned from.
+
+An off-policy host stores the action that its policy proposed, and learns what proposing it leads to; its target
+asks the policy for its next proposal, so proposals are what the values must be of. While the sets stand still
+that is one environment. When they move, a stored transition would speak of one that is no more: the proposal would
+now be executed as another action. What stays true of it is the action that was *executed*. So when a width moves,
+every stored transition is relabelled with its executed action, which a wider set executes as it is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+
+from guardrails_sb3.action_sets.base import Array, BoolArray
+
+
+class ReplayedActions:
+    """The executed action of each transition in a model's replay buffer, as far as they were seen.
+
+    Args:
+        model: the host, which may change its buffer for another.
+    """
+
+    def __init__(self, model: OffPolicyAlgorithm) -> None:
+        self._model = model
+        self._buffer: Any = None
+        self._executed: Array = np.empty(0)
+        self._known: BoolArray = np.empty(0, dtype=bool)
+        self._pending: tuple[int, Array] | None = None
+
+    def execute(self, actions: Array) -> None:
+        """Note what is executed in the step that begins, ``(n_envs, ...)`` in the units of the action space."""
+        self.settle()
+        buffer: Any = self._model.replay_buffer
+        if buffer is None:
+            return
+        if buffer is not self._buffer:
+            self._buffer = buffer
+            self._executed = np.zeros_like(buffer.actions)
+            self._known = np.zeros(len(buffer.actions), dtype=bool)
+        scaled = actions
+        if isinstance(self._model.action_space, spaces.Box):
+            scaled = self._model.policy.scale_action(actions)
+        self._pending = buffer.pos, scaled.reshape(self._executed.shape[1:])
+
+    def settle(self) -> None:
+        """File what was executed last, if the host has stored that step since."""
+        pending, self._pending = self._pending, None
+        buffer = self._buffer
+        if pending is None or self._model.replay_buffer is not buffer:
+            return
+        position, actions = pending
+        if buffer.pos != position or len(self._known) == 1:
+            self._executed[position] = actions
+            self._known[position] = True
+
+    def relabel(self) -> None:
+        """Let the host learn from the executed action of every transition that is stored by now."""
+        self.settle()
+        buffer = self._buffer
+        if buffer is not None and self._model.replay_buffer is buffer:
+            buffer.actions[self._known] = self._executed[self._known]

@@ -1,0 +1,167 @@
+"""CriticShield: no action whose predicted risk exceeds a bound, decided within a time budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+
+from guardrails import AttachError
+from guardrails.competence import Between
+from guardrails.schedulers.base import check_number, whole_number
+from guardrails_sb3.action_sets.base import Array, BoolArray, SafeSet, Situation, row, rows
+from guardrails_sb3.action_sets.worker import Worker
+
+Risk = Callable[[Any, Array], Any]
+
+
+class CriticShield(SafeSet):
+    """A(s) = {a: risk(s, a) ≤ bound} ∪ {safe(s)}.
+
+    An action whose predicted risk is above the bound is moved along the line towards the safe action, to the
+    farthest of ``candidates`` evenly spaced points at which the risk is within the bound; if it is at none, it
+    becomes the safe action. Discrete actions have no line between them: the safe action replaces them. A risk of
+    NaN is above any bound.
+
+    Args:
+        bound: greatest risk, in its own unit, or ``gate.between(tight, loose)``.
+        risk: ``(observations, actions) -> (n_rows,)``, of rows of observations as the policy gets them and of
+            actions as the environment does. Default: the safety critic that the model is guarded with.
+        safe: the safest action known: an action, or a function of one observation as the environment gives it.
+            Default: the centre of a continuous action space; discrete ones need it.
+        candidates: points of the line, the safe action among them, ≥ 1; all are judged in one batch.
+        budget_ms: longest time to decide in, in milliseconds. Predictions then run in a thread of their own; what is
+            not decided in time gets the safe action, and `late` counts it. Python may take up to its switch interval
+            (5 ms) to notice while ``risk`` runs Python code. None sets no limit, and keeps runs reproducible:
+            what a clock decides is not.
+        name: what logs and errors call it.
+
+    Raises:
+        ConfigurationError: if an argument is out of range, or ``bound`` narrows with competence.
+
+    Example:
+        >>> shield = CriticShield(1.0, risk=lambda observations, actions: np.abs(actions[:, 0]))
+        >>> shield.widths
+        {'bound': 1.0}
+    """
+
+    observes = True
+
+    def __init__(
+        self,
+        bound: float | Between,
+        *,
+        risk: Risk | None = None,
+        safe: Any = None,
+        candidates: int = 8,
+        budget_ms: float | None = None,
+        name: str = "critic_shield",
+    ) -> None:
+        super().__init__(name)
+        self.bound = self.opening("bound", bound, lambda value: check_number(self.owner, "bound", value))
+        if risk is not None:
+            self.must_call("risk", risk)
+        self.risk, self.safe = risk, safe
+        self.candidates = whole_number(self.owner, "candidates", candidates)
+        self.budget_ms = budget_ms
+        if budget_ms is not None:
+            self.budget_ms = check_number(self.owner, "budget_ms", budget_ms, low=0.0, open_low=True)
+        self.late = 0
+        self._worker = Worker()
+
+    @property
+    def widths(self) -> Mapping[str, float | Between]:
+        """The bound."""
+        return {"bound": self.bound}
+
+    def check(self, space: spaces.Space[Any]) -> None:
+        """Raise AttachError unless there is a safe action of this space."""
+        if self.safe is None:
+            if isinstance(space, spaces.Discrete):
+                raise AttachError(
+                    f"{self.owner}: which action of {space} is safe? Give safe=, an action or a function."
+                )
+            self.bounded(space)
+        elif not callable(self.safe):
+            safe = np.asarray(self.safe, dtype=space.dtype)
+            if not space.contains(safe if space.shape else safe[()]):
+                raise AttachError(f"{self.owner}: safe={self.safe!r} is no action of {space}.")
+
+    def project(self, actions: Array, situation: Situation, widths: Mapping[str, float]) -> Array:
+        """Return ``actions``, with those of too great a risk moved towards the safe one."""
+        judgement = _Judgement(self, actions, situation, widths["bound"])
+        if self.budget_ms is None:
+            judgement.run()
+        elif not self._worker.run(judgement.run, self.budget_ms / 1e3):
+            self.late += 1
+        return judgement.result()
+
+    def safe_actions(self, actions: Array, situation: Situation, chosen: BoolArray) -> Array:
+        """Return the safe action of each of the ``chosen`` rows."""
+        indices = np.flatnonzero(chosen).tolist()
+        if callable(self.safe):
+            observations = situation.observations
+            given = [self.answer(self.safe, row(observations, index)) for index in indices]
+        else:
+            given = [situation.box.centre if self.safe is None else self.safe] * len(indices)
+        safe: Array = self.actions(given, actions[0])
+        return safe if situation.bounds is None else np.clip(safe, situation.bounds.low, situation.bounds.high)
+
+
+class _Judgement:
+    """One batch of actions under judgement; what it has found out so far can be read at any time.
+
+    What has to be read from the host is read before it runs, so that only predictions are left to another thread.
+    """
+
+    def __init__(self, shield: CriticShield, actions: Array, situation: Situation, bound: float) -> None:
+        self._shield, self._actions, self._situation, self._bound = shield, actions, situation, bound
+        self._risk = shield.at_hand(shield.risk or situation.critic)
+        self._observations = situation.perceived
+        if callable(shield.safe):
+            situation.observations  # noqa: B018
+        self._accepted: BoolArray = np.zeros(len(actions), dtype=bool)
+        self._moved: Array | None = None
+
+    def run(self) -> None:
+        self._accepted = self._within(self._observations, self._actions)
+        if not self._accepted.all():
+            self._moved = self._towards_safe(~self._accepted)
+
+    def result(self) -> Array:
+        moved = self._moved  # read first: what was accepted is final once it is there
+        accepted = self._accepted
+        if accepted.all():
+            return self._actions
+        if moved is None:  # out of time
+            moved = self._shield.safe_actions(self._actions, self._situation, ~accepted)
+        projected = self._actions.copy()
+        projected[~accepted] = moved
+        return projected
+
+    def _towards_safe(self, refused: BoolArray) -> Array:
+        actions = self._actions[refused]
+        safe = self._shield.safe_actions(self._actions, self._situation, refused)
+        n_points = self._shield.candidates
+        if self._situation.bounds is None or n_points == 1:
+            return safe
+        shares = np.arange(n_points - 1, 0, -1, dtype=actions.dtype) / n_points  # from the action to the safe one
+        shares = shares.reshape(-1, *(1,) * actions.ndim)
+        points = safe + shares * (actions - safe)
+        observations = rows(rows(self._observations, refused), np.tile(np.arange(len(actions)), len(shares)))
+        within = self._within(observations, points.reshape(-1, *actions.shape[1:])).reshape(len(shares), -1)
+        points = np.concatenate([points, safe[None]])
+        within = np.concatenate([within, np.ones((1, len(actions)), dtype=bool)])
+        nearest: Array = points[within.argmax(axis=0), np.arange(len(actions))]
+        return nearest
+
+    def _within(self, observations: Any, actions: Array) -> BoolArray:
+        with torch.no_grad():
+            risks = self._shield.answer(self._risk, observations, actions)
+        if isinstance(risks, torch.Tensor):
+            risks = risks.detach().cpu().numpy()
+        within: BoolArray = np.asarray(risks, dtype=np.float64).reshape(len(actions)) <= self._bound
+        return within

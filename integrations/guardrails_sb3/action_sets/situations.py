@@ -1,0 +1,97 @@
+"""What a model knows of the situation it acts in, read for the sets that ask."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from guardrails import AttachError
+from guardrails_sb3 import seams
+from guardrails_sb3.action_sets.base import Array, Observations, SafeSet
+from guardrails_sb3.action_sets.shield import CriticShield
+
+
+def ranker(model: BaseAlgorithm) -> Callable[[Observations], Array] | None:
+    """Return the function that ranks each of a model's discrete actions, or None where it cannot be had.
+
+    Q-values of DQN and mean quantiles of QR-DQN, as they are chosen by; log-probabilities of policies without memory.
+    """
+    if not isinstance(model.action_space, spaces.Discrete):
+        return None
+    policy: Any = model.policy
+    network = getattr(policy, "q_net", None) or getattr(policy, "quantile_net", None)
+    if network is not None:
+        return _evaluated(policy, lambda observations: _chosen_by(network, observations))
+    if hasattr(policy, "get_distribution") and not hasattr(policy, "lstm_actor"):
+        return _evaluated(policy, lambda observations: policy.get_distribution(observations).distribution.logits)
+    return None
+
+
+def _evaluated(policy: Any, score: Callable[[Any], torch.Tensor]) -> Callable[[Observations], Array]:
+    def rank(observations: Observations) -> Array:
+        with torch.no_grad():
+            ranking: Array = score(policy.obs_to_tensor(observations)[0]).cpu().numpy()
+        return ranking
+
+    return rank
+
+
+def _chosen_by(network: Any, observations: Any) -> torch.Tensor:
+    """Return the values by which ``network`` chooses its action, with whatever hooks on it make of them."""
+    outputs: list[torch.Tensor] = []
+    handle = network.register_forward_hook(lambda module, args, output: outputs.append(output))
+    try:
+        getattr(network, seams.GREEDY)(observations)
+    finally:
+        handle.remove()
+    values = outputs[-1]
+    return values if values.dim() == 2 else values.mean(dim=1)
+
+
+def takes_masks(model: BaseAlgorithm) -> bool:
+    """Return whether the model masks its own distribution, as MaskablePPO does."""
+    return "action_masks" in inspect.signature(type(model).predict).parameters
+
+
+def check(model: BaseAlgorithm, sets: tuple[SafeSet, ...], critic: object) -> None:
+    """Raise AttachError if a set asks for what this model cannot tell."""
+    name = type(model).__name__
+    for part in sets:
+        if isinstance(part, CriticShield) and part.risk is None and critic is None:
+            raise AttachError(
+                f"{part.owner} has no risk to judge by: this {name} is guarded without a safety critic. Give it "
+                "risk=, or the guard a Constraint and wrap(..., critic=Ensemble())."
+            )
+        if part.ranks and ranker(model) is None:
+            raise AttachError(
+                f"{part.owner} replaces a refused action by the one {name} prefers most, which {name} does not tell. "
+                "Give fallback=, the action to take instead."
+            )
+        normalizer = model.get_vec_normalize_env()
+        if part.observes and normalizer is not None and normalizer.observation_space != model.observation_space:
+            raise AttachError(
+                f"{part.owner} reads observations, but a wrapper around VecNormalize changes their space from "
+                f"{normalizer.observation_space} to {model.observation_space}. Put that wrapper below VecNormalize."
+            )
+
+
+def given(model: BaseAlgorithm) -> Observations:
+    """Return the observations that follow the model's last step, as the environments gave them."""
+    normalizer = model.get_vec_normalize_env()
+    return seams.last_observations(model) if normalizer is None else normalizer.get_original_obs()
+
+
+def as_given(model: BaseAlgorithm, perceived: Observations) -> Observations:
+    """Return observations as the environment gives them, from what the policy gets: ``VecNormalize`` undone."""
+    normalizer = model.get_vec_normalize_env()
+    if normalizer is None:
+        return perceived
+    if isinstance(perceived, Mapping):
+        return normalizer.unnormalize_obs({key: np.asarray(values) for key, values in perceived.items()})
+    return normalizer.unnormalize_obs(np.asarray(perceived))
