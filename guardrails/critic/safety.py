@@ -125,12 +125,12 @@ class SafetyCritic:
         self._losses: list[torch.Tensor] = []
 
     def values(self, observations: Observations, actions: torch.Tensor) -> torch.Tensor:
-        """Return Q_c of each member, ``(members, n_rows, n_costs)``, in the costs' units; for `risks` and reports."""
+        """Return Q_c of each member, ``(members, n_rows, n_costs)``, in the costs' units; as `combine` takes them."""
         return self._chosen(self._frozen(self.network, observations, actions), actions)
 
     def risks(self, observations: Observations, actions: torch.Tensor) -> torch.Tensor:
         """Return Q̄_c + κ σ of each constraint, ``(n_rows, n_costs)``, differentiable in ``actions``."""
-        return self._risk(self.values(observations, actions))
+        return self.combine(self.values(observations, actions))
 
     def risk(self, observations: Observations, actions: torch.Tensor, cost: str | None = None) -> torch.Tensor:
         """Return Q̄_c + κ σ of one constraint, ``(n_rows,)`` in the cost's unit, differentiable in ``actions``.
@@ -152,7 +152,7 @@ class SafetyCritic:
             observations: as the host's networks take them.
             target: of the target network.
         """
-        return self._risk(self._frozen(self.target if target else self.network, observations, None))
+        return self.combine(self._frozen(self.target if target else self.network, observations, None))
 
     def index(self, cost: str | None) -> int:
         """Return the column of a constraint."""
@@ -206,7 +206,8 @@ class SafetyCritic:
         index = actions.long().view(1, -1, 1, 1).expand(len(outputs), -1, -1, outputs.shape[-1])
         return outputs.gather(2, index)[:, :, 0]
 
-    def _risk(self, values: torch.Tensor) -> torch.Tensor:
+    def combine(self, values: torch.Tensor) -> torch.Tensor:
+        """Return Q̄_c + κ σ of `values`, over its first axis."""
         if self.settings.members == 1:
             return values[0]
         spread = values.var(dim=0, unbiased=False).clamp(min=1e-20).sqrt()  # a root has no slope at 0

@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from guardrails import Constraint, Rollout, RolloutError
 
 Info = Mapping[str, Any]
 Reader = Callable[[Info], float]
+
+_SUMS = ("costs", "returns", "lengths")
 
 
 def cost_reader(constraint: Constraint) -> Reader:
@@ -129,14 +132,41 @@ class Episodes:
         self.returns += rewards.sum(axis=0)
         self.lengths += len(costs)
 
-    def take(self, **columns: Sequence[Any]) -> Rollout:
-        """Return the episodes that ended since the last call, one row each, with further columns of theirs."""
+    @property
+    def ended(self) -> int:
+        """How many episodes have ended since the last `take`."""
+        return len(self._ended)
+
+    def take(self, further: Mapping[str, Sequence[float]] | None = None, **columns: Sequence[Any]) -> Rollout:
+        """Return the episodes that ended since the last call, one row each.
+
+        Args:
+            further: numbers of each episode that a metric may read as it reads costs, by name.
+            **columns: further columns of `Rollout`.
+        """
         ended, self._ended = self._ended, []
         sums = np.array([row[0] for row in ended]).reshape(len(ended), len(self._names))
+        costs = {name: sums[:, index] for index, name in enumerate(self._names)}
         return Rollout(
             rewards=[row[1] for row in ended],
-            costs={name: sums[:, index] for index, name in enumerate(self._names)},
+            costs={**(further or {}), **costs},
             lengths=[row[2] for row in ended],
             infos=[row[3] for row in ended],
             **columns,
         )
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return the sums of the running episodes."""
+        return {name: torch.from_numpy(getattr(self, name).copy()) for name in _SUMS}
+
+    def load_tensors(self, tensors: Mapping[str, torch.Tensor]) -> bool:
+        """Restore what `tensors` returned, and return whether it is of as many environments as there are here.
+
+        With another number of them the host begins every episode anew, and so do the sums.
+        """
+        lengths = tensors.get("lengths")
+        if lengths is None or tuple(lengths.shape) != self.lengths.shape:
+            return False
+        for name in _SUMS:
+            getattr(self, name)[:] = tensors[name].numpy()
+        return True

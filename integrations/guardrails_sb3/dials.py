@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from guardrails import AttachError, Dial, Guard
 from guardrails.competence import Between
@@ -41,7 +42,7 @@ class Dials:
         AttachError: if a dial's range is not one that the host could use.
     """
 
-    def __init__(self, model: OnPolicyAlgorithm, guard: Guard) -> None:
+    def __init__(self, model: BaseAlgorithm, guard: Guard) -> None:
         self._model, self._guard = model, guard
         self._released = False
         parts = {part.name: part.value for part in guard.parts if isinstance(part, Dial)}
@@ -57,6 +58,8 @@ class Dials:
     @property
     def available(self) -> list[str]:
         """Names of the dials that turn on this model."""
+        if isinstance(self._model, OffPolicyAlgorithm):
+            return []  # none of these attributes is what its ``train`` reads, and its buffer outlives a scale
         continuous = isinstance(self._model.action_space, spaces.Box)
         return [*self._training, *([ACTION_SCALE] if continuous else [])]
 
@@ -67,11 +70,12 @@ class Dials:
     def overlays(self) -> dict[str, Callable[..., Any]]:
         """Return the methods of the model that have to be replaced, and by what; none where there is no dial."""
         overlays: dict[str, Callable[..., Any]] = {}
+        model: Any = self._model
         if self._scales:
-            overlays["collect_rollouts"] = self._collecting(self._model.collect_rollouts)
-            overlays["predict"] = self._predicting(self._model.predict)
+            overlays["collect_rollouts"] = self._collecting(model.collect_rollouts)
+            overlays["predict"] = self._predicting(model.predict)
         if self._turned:
-            overlays["train"] = self._during_training(self._model.train)
+            overlays["train"] = self._during_training(model.train)
         return overlays
 
     def _collecting(self, original: Callable[..., bool]) -> Callable[..., bool]:
@@ -133,7 +137,7 @@ def _ends(value: Between) -> tuple[float, float]:
     return value.tight, value.loose
 
 
-def _check_actions(model: OnPolicyAlgorithm, ends: tuple[float, float]) -> None:
+def _check_actions(model: BaseAlgorithm, ends: tuple[float, float]) -> None:
     name, space = type(model).__name__, model.action_space
     if not isinstance(space, spaces.Box):
         raise AttachError(f"Dial 'action_scale' scales continuous actions, but this {name} acts in {space}.")
@@ -145,7 +149,7 @@ def _check_actions(model: OnPolicyAlgorithm, ends: tuple[float, float]) -> None:
     _check_environment(model)
 
 
-def _check_environment(model: OnPolicyAlgorithm) -> None:
+def _check_environment(model: BaseAlgorithm) -> None:
     inner = None if model.env is None else model.env.unwrapped.action_space
     if inner is not None and inner != model.action_space:
         raise AttachError(

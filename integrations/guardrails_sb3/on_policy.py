@@ -7,8 +7,8 @@ function, are left alone.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -17,19 +17,15 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from guardrails import Decision, Guard, Rollout, StateError
+from guardrails import Guard, Rollout, StateError
+from guardrails.critic import CRITIC_ERROR
 from guardrails_sb3 import seams
 from guardrails_sb3.advantages import FloatArray, gae, measurable, mix
 from guardrails_sb3.cost_value import CostValue, Observations
 from guardrails_sb3.costs import Episodes, Info, cost_reader
-from guardrails_sb3.trajectories import Trajectories
-
-TRAJECTORY_COLUMNS = frozenset({"actions", "observations"})
-"""Columns that are kept step by step, and only where a metric reads them."""
-
-_CONSOLE_KEY = 33
-"""Longest key below ``guardrails/`` that the host's console writer prints whole. It cuts longer ones, and fails
-where two become the same; they are left to its other writers."""
+from guardrails_sb3.rollout_critic import RolloutCritic
+from guardrails_sb3.telemetry import record
+from guardrails_sb3.trajectories import TRAJECTORY_COLUMNS, Trajectories
 
 
 class OnPolicyGuard(BaseCallback):
@@ -49,12 +45,17 @@ class OnPolicyGuard(BaseCallback):
         cost_critic: estimate A_c with a learned cost value function, which bootstraps at time limits
             and at the rollout's end. Without it A_c is the discounted cost-to-go within the rollout
             less its mean: cheaper, noisier, and blind to costs beyond the rollout's end.
+        critic: a safety critic that learns from the rollouts besides, for those who ask it; no advantage is
+            taken from it.
     """
 
     model: OnPolicyAlgorithm
 
-    def __init__(self, model: OnPolicyAlgorithm, guard: Guard, *, cost_critic: bool = True) -> None:
+    def __init__(
+        self, model: OnPolicyAlgorithm, guard: Guard, *, cost_critic: bool = True, critic: RolloutCritic | None = None
+    ) -> None:
         super().__init__()
+        self.critic = critic
         constraints = guard.constraints
         self.guard = guard
         self._names = [part.name for part in constraints]
@@ -76,6 +77,20 @@ class OnPolicyGuard(BaseCallback):
         self._final_infos: dict[tuple[int, int], Info] = {}
         self._position = self._summed = 0
 
+    def overlays(self) -> dict[str, Callable[..., Any]]:
+        """Return the methods of the model that have to be replaced: none, all is done by callbacks."""
+        return {}
+
+    def install(self) -> None:
+        """Do nothing: the host's networks and buffer are left alone."""
+
+    def check(self) -> None:
+        """Do nothing: there is nothing that could have been replaced."""
+
+    def lifted(self) -> AbstractContextManager[None]:
+        """Return a context in which nothing of this is in the model, which is always so."""
+        return nullcontext()
+
     def release(self) -> None:
         """Do nothing from now on, also inside a ``learn`` call that still holds this callback."""
         self._released = True
@@ -89,6 +104,8 @@ class OnPolicyGuard(BaseCallback):
         starts = seams.episode_starts(self.model)
         self._episodes.begin(starts)
         self._trajectories.begin(starts)
+        if self.critic is not None:
+            self.critic.begin(starts)
 
     def _on_step(self) -> bool:
         if self._released:
@@ -114,8 +131,15 @@ class OnPolicyGuard(BaseCallback):
         actions = np.array(self.locals.get("clipped_actions", self.locals["actions"]))
         return actions.reshape(len(actions), -1)
 
-    def _take(self) -> Rollout:
-        return self._episodes.take(**self._trajectories.take())
+    def _take(self, further: Mapping[str, Sequence[float]] | None = None) -> Rollout:
+        return self._episodes.take(further, **self._trajectories.take())
+
+    def _truncated(self) -> npt.NDArray[np.bool_]:
+        """Return which steps were the last of an episode that a time limit cut short, ``(n_steps, n_envs)``."""
+        truncated = np.zeros_like(self._dones)
+        for place, info in self._final_infos.items():
+            truncated[place] = info.get("TimeLimit.truncated", False)
+        return truncated
 
     def _sum_episodes(self) -> None:
         """Add the steps since the last call to their episodes."""
@@ -131,8 +155,16 @@ class OnPolicyGuard(BaseCallback):
         if self._released:
             return
         self._sum_episodes()
-        decision = self.guard.step(self._take())
         costs = measurable(self._costs, self._scales, self._signs)
+        judged: dict[str, float] = {}
+        if self.critic is None:
+            decision = self.guard.step(self._take())
+        else:
+            buffer, truncated = self.model.rollout_buffer, self._truncated()
+            observations = _flatten(buffer.observations, buffer.obs_shape)
+            errors, judged = self.critic.foresee(observations, buffer.actions, costs, self._dones, truncated)
+            decision = self.guard.step(self._take({CRITIC_ERROR: errors}))
+            judged |= self.critic.fit(observations, buffer.actions, costs, self._dones, truncated, decision.step)
         losses = np.empty(0)
         if self._critic is None:
             advantages = self._costs_to_go(costs)
@@ -141,7 +173,8 @@ class OnPolicyGuard(BaseCallback):
         buffer = self.model.rollout_buffer
         lam = [decision.multipliers[name] for name in self._names]
         buffer.advantages[:] = mix(buffer.advantages, advantages, lam, self._signs)
-        self._log(decision, losses)
+        further = {f"{name}/value_loss": float(loss) for name, loss in zip(self._names, losses, strict=False)}
+        record(self.logger, decision, further | judged)
 
     def _judge(self, critic: CostValue, costs: FloatArray, step: int) -> tuple[FloatArray, FloatArray]:
         """Return A_c by the cost value function as it is, and its losses while it learns from this rollout."""
@@ -175,22 +208,13 @@ class OnPolicyGuard(BaseCallback):
             if observation is not None and self._final_infos[place].get("TimeLimit.truncated", False)
         }
 
-    def _log(self, decision: Decision, losses: FloatArray) -> None:
-        scalars = decision.metrics()
-        scalars |= {f"{name}/value_loss": float(loss) for name, loss in zip(self._names, losses, strict=False)}
-        for key, value in scalars.items():
-            if math.isfinite(value):
-                hidden = ("stdout", "log") if len(key) > _CONSOLE_KEY else None
-                self.logger.record(f"guardrails/{key}", value, exclude=hidden)
-
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return what an exact resume needs besides the guard's state."""
         self._sum_episodes()
-        episodes = {
-            name: torch.from_numpy(getattr(self._episodes, name).copy()) for name in ("costs", "returns", "lengths")
-        }
-        named = {f"episodes.{name}": sums for name, sums in episodes.items()}
+        named = {f"episodes.{name}": sums for name, sums in self._episodes.tensors().items()}
         named |= {f"trajectories.{name}": steps for name, steps in self._trajectories.tensors().items()}
+        if self.critic is not None:
+            named |= {f"safety.{name}": tensor for name, tensor in self.critic.tensors().items()}
         return named | ({} if self._critic is None else self._critic.tensors())
 
     def load_tensors(self, tensors: Mapping[str, torch.Tensor], names: Sequence[str]) -> None:
@@ -216,16 +240,14 @@ class OnPolicyGuard(BaseCallback):
             )
         if self._critic is not None:
             self._critic.load_tensors(tensors)
-        lengths = tensors.get("episodes.lengths")
-        # With another number of environments the host begins every episode anew, and so do the sums.
-        if lengths is None or tuple(lengths.shape) != self._episodes.lengths.shape:
-            return
-        for name in ("costs", "returns", "lengths"):
-            getattr(self._episodes, name)[:] = tensors[f"episodes.{name}"].numpy()
-        prefix = "trajectories."
-        self._trajectories.load_tensors(
-            {name.removeprefix(prefix): steps for name, steps in tensors.items() if name.startswith(prefix)}
-        )
+        if self.critic is not None:
+            self.critic.load_tensors(_part(tensors, "safety."))
+        if self._episodes.load_tensors(_part(tensors, "episodes.")):
+            self._trajectories.load_tensors(_part(tensors, "trajectories."))
+
+
+def _part(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _flatten(observations: Any, shape: Any) -> Observations:

@@ -11,21 +11,30 @@ import numpy as np
 import numpy.typing as npt
 import stable_baselines3
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.her import HerReplayBuffer
 
 from guardrails import AttachError
 
 INIT_CALLBACK = "_init_callback"
 EXCLUDED_FROM_SAVE = "_excluded_save_params"
+SAMPLE_ACTION = "_sample_action"
+GREEDY = "_predict"
+"""Method of a discrete host's network that acts by its output."""
 
 _METHODS = (INIT_CALLBACK, EXCLUDED_FROM_SAVE)
 _ATTRIBUTES = ("_last_obs", "_last_episode_starts", "_custom_logger")
+_OFF_POLICY = ("_n_updates",)
+_DRAW, _DRAW_REAL, _DRAW_VIRTUAL = "_get_samples", "_get_real_samples", "_get_virtual_samples"
 
 
 def check(model: BaseAlgorithm) -> None:
     """Raise AttachError, naming the host's version, if a private name this adapter needs is gone."""
     missing = [name for name in _METHODS if not callable(getattr(model, name, None))]
-    missing += [name for name in _ATTRIBUTES if not hasattr(model, name)]
+    off_policy = isinstance(model, OffPolicyAlgorithm)
+    missing += [name for name in (*_ATTRIBUTES, *(_OFF_POLICY if off_policy else ())) if not hasattr(model, name)]
     if missing:
         raise AttachError(
             f"{type(model).__name__} of Stable-Baselines3 {stable_baselines3.__version__} has no {', '.join(missing)}: "
@@ -41,6 +50,37 @@ def last_observations(model: BaseAlgorithm) -> Any:
 def episode_starts(model: BaseAlgorithm) -> npt.NDArray[np.bool_]:
     """Return which environments begin an episode at the next step, ``(n_envs,)`` bool."""
     return np.asarray(cast(Any, model)._last_episode_starts, dtype=bool)
+
+
+def updates(model: BaseAlgorithm) -> int:
+    """Return how many gradient steps an off-policy host has taken."""
+    return int(cast(Any, model)._n_updates)
+
+
+def drawing(buffer: ReplayBuffer) -> dict[str, bool]:
+    """Return the methods that ``buffer.sample`` hands its rows to, and whether with the rows' environments.
+
+    Raises:
+        AttachError: if the class draws its rows in a way of its own.
+    """
+    kind = cast(Any, type(buffer))
+    if getattr(kind, _DRAW_REAL, None) is cast(Any, HerReplayBuffer)._get_real_samples:
+        return {_DRAW_REAL: True, _DRAW_VIRTUAL: True}
+    own = [cast(Any, known)._get_samples for known in (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer)]
+    if getattr(kind, _DRAW, None) not in own:
+        raise AttachError(
+            f"{kind.__name__} draws its batches in a way of its own, so the costs of their rows cannot be told. Use "
+            "ReplayBuffer, DictReplayBuffer, NStepReplayBuffer or HerReplayBuffer of Stable-Baselines3 "
+            f"{stable_baselines3.__version__}, or a subclass that leaves {_DRAW} as it is."
+        )
+    return {_DRAW: False}
+
+
+def next_environments(n_rows: int, n_envs: int) -> npt.NDArray[np.int64]:
+    """Return the environments that a buffer is about to draw for its rows from numpy's generator, left as it is."""
+    generator = np.random.RandomState()
+    generator.set_state(np.random.get_state())
+    return generator.randint(0, n_envs, size=n_rows)
 
 
 def log_folder(model: BaseAlgorithm) -> str | None:

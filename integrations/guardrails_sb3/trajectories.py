@@ -11,6 +11,9 @@ import torch
 
 Array = npt.NDArray[Any]
 
+TRAJECTORY_COLUMNS = frozenset({"actions", "observations"})
+"""Columns that are kept step by step, and only where a metric reads them."""
+
 
 class Trajectories:
     """Steps of the episodes that run in each environment, and of those that have ended.

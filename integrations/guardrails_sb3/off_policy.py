@@ -1,0 +1,162 @@
+"""Off-policy hosts (SAC, TQC, CrossQ, TD3, DDPG, DQN, QR-DQN): measured step by step, guarded by a safety critic.
+
+The guard decides whenever episodes have ended; what it decides acts in the host's networks, through
+`guardrails_sb3.replay_critic` and `guardrails_sb3.off_policy_seams`. The host's ``train`` is its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+
+from guardrails import Guard, StateError
+from guardrails.critic import CRITIC_ERROR
+from guardrails_sb3 import seams
+from guardrails_sb3.costs import Episodes, cost_reader
+from guardrails_sb3.replay_critic import ReplayCritic
+from guardrails_sb3.telemetry import record
+from guardrails_sb3.trajectories import TRAJECTORY_COLUMNS, Trajectories
+
+_CRITIC = "safety."
+
+
+class OffPolicyGuard(BaseCallback):
+    """Measures costs step by step and asks the guard whenever episodes have ended.
+
+    Before ``train`` runs, one row for each episode that has ended since goes to ``guard.step``, with the
+    undiscounted sums of costs and of the rewards as the environment gave them. Episodes that ended before
+    ``learning_starts`` were acted at random: they say nothing of the policy and are left out.
+
+    Args:
+        model: the host.
+        guard: decides the multipliers.
+        critic: learns the costs; None for a guard without constraints.
+    """
+
+    model: OffPolicyAlgorithm
+
+    def __init__(self, model: OffPolicyAlgorithm, guard: Guard, critic: ReplayCritic | None) -> None:
+        super().__init__()
+        self.guard, self.critic = guard, critic
+        self._host = model
+        self._names = [part.name for part in guard.constraints]
+        self._readers = [cost_reader(part) for part in guard.constraints]
+        self._episodes = Episodes(model.n_envs, self._names)
+        self._trajectories = Trajectories(model.n_envs, guard.requires & TRAJECTORY_COLUMNS)
+        self._follows: tuple[Any, ...] = (seams.last_observations(model),)
+        self._released = False
+
+    def overlays(self) -> dict[str, Callable[..., Any]]:
+        """Return the methods of the model that have to be replaced, and by what."""
+        return {} if self.critic is None else self.critic.overlays()
+
+    def install(self) -> None:
+        """Put hooks into the host's networks and follow its replay buffer."""
+        if self.critic is not None:
+            self.critic.install()
+
+    def check(self) -> None:
+        """Raise AttachError if something else has replaced one of the methods since."""
+        if self.critic is not None:
+            self.critic.check()
+
+    def lifted(self) -> AbstractContextManager[None]:
+        """Return a context in which the replay buffer is the host's own, to be pickled."""
+        return nullcontext() if self.critic is None else self.critic.lifted()
+
+    def release(self) -> None:
+        """Take everything out, and do nothing from now on, also inside a ``learn`` that still holds this callback."""
+        self._released = True
+        if self.critic is not None:
+            self.critic.release()
+
+    def _on_training_start(self) -> None:
+        last = seams.last_observations(self._host)
+        if self._released or any(last is known for known in self._follows):
+            return
+        everywhere = np.ones(self._host.n_envs, dtype=bool)
+        self._episodes.begin(everywhere)
+        self._trajectories.begin(everywhere)
+        if self.critic is not None:
+            self.critic.begin(everywhere)
+
+    def _on_rollout_start(self) -> None:
+        if not self._released and self.critic is not None:
+            self.critic.collecting()
+
+    def _on_step(self) -> bool:
+        if self._released:
+            return True
+        infos, dones = self.locals["infos"], np.asarray(self.locals["dones"], dtype=bool)
+        costs = np.array([[read(info) for read in self._readers] for info in infos], dtype=np.float64)
+        normalizer = self._host.get_vec_normalize_env()
+        rewards = self.locals["rewards"] if normalizer is None else normalizer.get_original_reward()
+        ends = {(0, env): infos[env] for env in np.flatnonzero(dones).tolist()}
+        self._episodes.add(costs[None], np.asarray(rewards)[None], dones[None], ends)
+        if self._trajectories.columns:
+            steps = {name: self._of_step(name)[None] for name in self._trajectories.columns}
+            self._trajectories.add(steps, dones[None])
+        if self.critic is not None:
+            self.critic.step(infos, costs, dones, self.locals["buffer_actions"])
+        # A callback that stops ``learn`` here leaves the host with the earlier of these.
+        self._follows = (seams.last_observations(self._host), self.locals["new_obs"])
+        return True
+
+    def _of_step(self, name: str) -> npt.NDArray[Any]:
+        if name == "observations":
+            return np.array(seams.last_observations(self._host))
+        actions = np.array(self.locals["actions"])
+        return actions.reshape(len(actions), -1)
+
+    def _on_rollout_end(self) -> None:
+        if self._released or not self._episodes.ended:
+            return
+        foreseen, metrics = ([], {}) if self.critic is None else self.critic.take()
+        further: dict[str, Sequence[float]] = {} if self.critic is None else {CRITIC_ERROR: foreseen}
+        rollout = self._episodes.take(further, **self._trajectories.take())
+        if self._host.num_timesteps <= self._host.learning_starts:
+            return
+        decision = self.guard.step(rollout)
+        if self.critic is not None:
+            self.critic.host.refresh()
+        record(self.logger, decision, metrics)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return what an exact resume needs besides the guard's state and the replay buffer."""
+        named = {f"episodes.{name}": sums for name, sums in self._episodes.tensors().items()}
+        named |= {f"trajectories.{name}": steps for name, steps in self._trajectories.tensors().items()}
+        if self.critic is not None:
+            named |= {f"{_CRITIC}{name}": tensor for name, tensor in self.critic.tensors().items()}
+        return named
+
+    def load_tensors(self, tensors: Mapping[str, torch.Tensor], names: Sequence[str]) -> None:
+        """Restore what `tensors` returned.
+
+        Args:
+            tensors: what `tensors` returned.
+            names: the constraints of the saved guard, in its order, which is that of the tensors' columns.
+
+        Raises:
+            StateError: if the run was saved with other constraints, another ensemble or another architecture.
+        """
+        if sorted(names) == sorted(self._names) and list(names) != self._names:
+            raise StateError(
+                f"The run was saved with its constraints in the order {', '.join(names)}. Give the guard its "
+                "constraints in that order to resume it."
+            )
+
+        def part(prefix: str) -> dict[str, torch.Tensor]:
+            return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+        running = tuple(tensors["episodes.lengths"].shape) == self._episodes.lengths.shape
+        if self.critic is not None:
+            self.critic.load_tensors(part(_CRITIC), running=running)
+        if self._episodes.load_tensors(part("episodes.")):
+            self._trajectories.load_tensors(part("trajectories."))

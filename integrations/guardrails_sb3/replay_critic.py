@@ -1,0 +1,245 @@
+"""A safety critic that learns from the batches of an off-policy host, as the host itself does."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+
+from guardrails import AttachError, Guard
+from guardrails.critic import Ensemble, Transitions
+from guardrails_sb3 import off_policy_seams, replay_file, seams
+from guardrails_sb3.costs import Info, Reader, cost_reader
+from guardrails_sb3.predictions import Predictions
+from guardrails_sb3.replay_costs import ReplayCosts
+from guardrails_sb3.safety_critic import HostCritic
+
+logger = logging.getLogger(__name__)
+
+FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
+
+
+class ReplayCritic:
+    """Q_c from replayed transitions: a gradient step of its own for each of the host's, on the same batch.
+
+    Costs are kept in a column beside the replay buffer, and the next actions are those that the host has
+    just computed; so no batch is drawn and no policy evaluated twice. The penalty on the actor is added as it
+    is, ``-min Q + Σ ψ(Q_c)``, and not divided by 1 + Σ λ: Adam takes no notice of a common factor, and a factor
+    on Q alone would raise the weight of SAC's entropy with λ.
+
+    Args:
+        model: the host.
+        guard: has the constraints, at least one.
+        settings: of the ensemble.
+        horizon: steps of an episode.
+
+    Raises:
+        AttachError: if the host or its replay buffer works in a way that is not known.
+    """
+
+    def __init__(self, model: OffPolicyAlgorithm, guard: Guard, settings: Ensemble, horizon: int) -> None:
+        constraints = guard.constraints
+        self._model = model
+        self._readers: list[Reader] = [cost_reader(part) for part in constraints]
+        self._names = [part.name for part in constraints]
+        self._signs = np.array([-1.0 if part.sense == ">=" else 1.0 for part in constraints])
+        self._scales = np.array([part.violation_scale for part in constraints])
+        self._worst = self._scales.copy()
+        self._batch: tuple[Any, torch.Tensor] | None = None
+        self._seen: tuple[Any, FloatArray] | None = None
+        self.host = HostCritic(model, guard, settings, horizon)
+        self._predictions = Predictions(model.n_envs, self.host.units, self._signs.tolist(), horizon, self.host.gamma)
+        self._column = self._beside(model.replay_buffer)
+        self._seams = off_policy_seams.of(model, self.host, self._learn, lambda: self._batch is not None)
+        self._updates = (seams.updates(model), 0, 0)
+        self._unpenalised = 0
+        self._installed = False
+
+    def _beside(self, buffer: Any) -> ReplayCosts:
+        return ReplayCosts(buffer, len(self._names), self._stored, self._sampled)
+
+    def overlays(self) -> dict[str, Callable[..., Any]]:
+        """Return the methods of the model that have to be replaced, and by what."""
+        save, load = self._model.save_replay_buffer, self._model.load_replay_buffer
+
+        def save_replay_buffer(path: Any) -> None:
+            with self.lifted():
+                replay_file.save(path, save, self._column.values)
+
+        def load_replay_buffer(path: Any, truncate_last_traj: bool = True) -> None:
+            self._adopt(replay_file.load(path, lambda file: load(file, truncate_last_traj)))
+
+        return {"save_replay_buffer": save_replay_buffer, "load_replay_buffer": load_replay_buffer}
+
+    def install(self) -> None:
+        """Put hooks into the host's networks and follow its replay buffer."""
+        self._column.install()
+        self._seams.install()
+        self._installed = True
+        self._tell_unknown()
+
+    def check(self) -> None:
+        """Raise AttachError if something else has replaced one of the methods since."""
+        self._column.check()
+        self._seams.check()
+
+    def lifted(self) -> AbstractContextManager[None]:
+        """Return a context in which the replay buffer is the host's own, to be pickled."""
+        return self._column.lifted()
+
+    def release(self) -> None:
+        """Take everything out of the host."""
+        self._batch = None
+        if self._installed:
+            self._column.remove()
+            self._seams.remove()
+            self._installed = False
+
+    def _adopt(self, values: npt.NDArray[np.float32] | None) -> None:
+        """Follow the buffer that the host has now, with the costs that were saved beside it."""
+        if self._column.buffer is not self._model.replay_buffer:
+            self._column.remove()
+            self._column = self._beside(self._model.replay_buffer)
+            self._column.install()
+        self._column.values[:] = values if values is not None and values.shape == self._column.values.shape else np.nan
+        self._tell_unknown()
+
+    def _tell_unknown(self) -> None:
+        unknown = self._column.unknown
+        if unknown:
+            logger.warning(
+                "The costs of %d transitions in the replay buffer are not known: they were collected or saved without "
+                "this guard. The host trains on them; the safety critic leaves them out. A buffer that a guarded model "
+                "has saved keeps its costs: call load_replay_buffer after wrap.",
+                unknown,
+            )
+
+    def begin(self, starts: BoolArray) -> None:
+        """Forget the environments in ``starts``: they begin an episode."""
+        self._predictions.begin(starts)
+
+    def collecting(self) -> None:
+        """Note that the host leaves ``train``, and check that the critic was with it there.
+
+        Raises:
+            AttachError: if the host took a gradient step that was not seen here.
+        """
+        self._batch = None
+        if self._model.replay_buffer is not self._column.buffer:
+            self._adopt(None)
+        before, learned, acted = self._updates
+        now = seams.updates(self._model)
+        if now == before:
+            return
+        self._updates = (now, self._seams.learned, self._seams.acted)
+        self._unpenalised = self._unpenalised + now - before if self._seams.acted == acted else 0
+        patience = 2 * int(getattr(self._model, "policy_delay", 1))
+        if self._seams.learned - learned != now - before or self._unpenalised > patience:
+            raise AttachError(
+                f"{type(self._model).__name__} trained in a way that its guard did not see: its internals are not "
+                "those of Stable-Baselines3 2.9, so the constraints would not act. Upgrade training-guardrails, or use "
+                "the algorithm as its package brings it."
+            )
+
+    def step(self, infos: Sequence[Info], costs: FloatArray, dones: BoolArray, buffer_actions: Any) -> None:
+        """Take a step of every environment, before the host stores it.
+
+        Args:
+            infos: of the step.
+            costs: ``(n_envs, n_constraints)``, as read.
+            dones: ``(n_envs,)``, whether it ended its episode.
+            buffer_actions: ``(n_envs, ...)``, the actions as the host will store them.
+        """
+        bounded = self._bounded(costs)
+        self._seen = (infos, bounded)
+        if self._predictions.due:
+            self._predictions.predict(*self._foresee(buffer_actions))
+        truncated = np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos])
+        self._predictions.step(bounded, dones, truncated)
+
+    def _foresee(self, buffer_actions: Any) -> tuple[FloatArray, FloatArray]:
+        observations = self._model.policy.obs_to_tensor(seams.last_observations(self._model))[0]
+        actions = torch.as_tensor(np.asarray(buffer_actions), device=self._model.device)
+        if not self.host.critic.discrete:
+            actions = actions.to(torch.float32)
+        with torch.no_grad():
+            values = self.host.critic.values(observations, actions.reshape(len(actions), -1))
+            risks = self.host.critic.combine(values)
+        return values.mean(dim=0).cpu().double().numpy(), risks.cpu().double().numpy()
+
+    def _bounded(self, costs: FloatArray) -> FloatArray:
+        """Return a step's costs to learn from: one that could not be measured counts as the worst there has been."""
+        finite = np.isfinite(costs)
+        signed = np.where(finite, costs * self._signs, -np.inf)
+        self._worst = np.maximum(self._worst, signed.max(axis=0))
+        if not finite.all():
+            costs = np.where(finite, costs, self._worst * self._signs)
+        bounded: FloatArray = np.clip(costs, -1e6 * self._scales, 1e6 * self._scales)
+        return bounded
+
+    def _stored(self, infos: Sequence[Info]) -> FloatArray:
+        """Return the costs of a step that is stored: read when it was taken, or now if a user adds it."""
+        if self._seen is not None and self._seen[0] is infos:
+            return self._seen[1]
+        return self._bounded(np.array([[read(info) for read in self._readers] for info in infos], dtype=np.float64))
+
+    def _sampled(self, samples: Any, costs: torch.Tensor) -> None:
+        self._batch = samples, costs
+
+    def _learn(self, next_actions: torch.Tensor) -> None:
+        if self._batch is None:
+            return
+        samples, costs = self._batch
+        discounts = getattr(samples, "discounts", None)
+        self.host.critic.update(
+            Transitions(
+                samples.observations,
+                samples.actions,
+                costs,
+                samples.next_observations,
+                next_actions.detach(),
+                samples.dones,
+                self.host.gamma if discounts is None else discounts,
+            )
+        )
+
+    def take(self) -> tuple[list[float], dict[str, float]]:
+        """Return the prediction error of each episode that ended since the last call, and metrics for the log."""
+        foreseen, errors, covered = self._predictions.take()
+        metrics = {f"{self._names[0]}/critic_loss": self.host.critic.take_loss()}
+        if errors is not None and covered is not None:
+            metrics |= {f"{name}/critic_error": float(errors[index]) for index, name in enumerate(self._names)}
+            metrics |= {f"{name}/critic_coverage": float(covered[index]) for index, name in enumerate(self._names)}
+        return foreseen, metrics
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return what an exact resume needs besides the replay buffer."""
+        named = {f"predictions.{name}": tensor for name, tensor in self._predictions.tensors().items()}
+        named |= {f"critic.{name}": tensor for name, tensor in self.host.critic.tensors().items()}
+        return named | {"costs.worst": torch.from_numpy(self._worst.copy())}
+
+    def load_tensors(self, tensors: Mapping[str, torch.Tensor], *, running: bool) -> None:
+        """Restore what `tensors` returned; all of the critic or nothing.
+
+        Args:
+            tensors: what `tensors` returned.
+            running: whether the episodes that ran then go on.
+
+        Raises:
+            StateError: if the run was saved with another ensemble or another architecture.
+        """
+        parts: dict[str, dict[str, torch.Tensor]] = {"critic": {}, "predictions": {}, "costs": {}}
+        for name, tensor in tensors.items():
+            part, _, key = name.partition(".")
+            parts[part][key] = tensor
+        self.host.critic.load_tensors(parts["critic"])
+        self._worst = parts["costs"]["worst"].numpy().copy()
+        if running:
+            self._predictions.load_tensors(parts["predictions"])
