@@ -68,7 +68,7 @@ class Truncated(Detector):
 
     def detect(self, rows: Rows) -> list[bool | None]:
         """Return the column."""
-        return _truncated(rows, unknown=None)
+        return _truncated(rows)
 
 
 class Empty(Detector):
@@ -164,13 +164,13 @@ class Degenerate(Detector):
         self.n, self.share = self._repetition.n, self._repetition.share
 
     def detect(self, rows: Rows) -> list[bool | None]:
-        """Return where one of the three is so."""
-        parts = (self._repetition.detect(rows), _truncated(rows, unknown=False), Empty().detect(rows))
+        """Return where one of the three is so; a truncation that is not known of is none."""
+        parts = (self._repetition.detect(rows), _truncated(rows), Empty().detect(rows))
         return [any(found) for found in zip(*parts, strict=True)]
 
 
-def _truncated(rows: Rows, *, unknown: bool | None) -> list[bool | None]:
-    return [unknown] * len(rows) if rows.truncated is None else [bool(each) for each in rows.truncated]
+def _truncated(rows: Rows) -> list[bool | None]:
+    return [None] * len(rows) if rows.truncated is None else [bool(each) for each in rows.truncated]
 
 
 def _unfenced(text: str) -> str:

@@ -43,6 +43,8 @@ def test_a_probe_that_succeeds_closes_it_and_forgets_all(clock):
     breaker = CircuitBreaker(2, 10.0, clock=clock)
     fail(breaker, 2)
     clock.now += 10.0
+    fail(breaker, 1)
+    clock.now += 20.0
     breaker.succeeded()
     assert breaker.state == "closed"
     assert fail(breaker, 1) == "closed"
