@@ -120,6 +120,8 @@ class SafetyCritic:
         self._units = torch.as_tensor(list(units), dtype=torch.float32, device=device)
         self._signs = torch.as_tensor(list(signs), dtype=torch.float32, device=device)
         self._encoding = encoding
+        self._stateful = any(True for _ in encoder.parameters()) or any(True for _ in encoder.buffers())
+        self.network.eval()
         self._online: list[torch.Tensor] = list(self.network.parameters())
         self._followed: list[torch.Tensor] = list(self.target.parameters())
         self._losses: list[torch.Tensor] = []
@@ -171,7 +173,7 @@ class SafetyCritic:
             following = self._chosen(following, batch.next_actions) / self._units
             wanted = batch.costs.nan_to_num() / self._units + (1.0 - batch.dones) * batch.discounts * following
         with torch.enable_grad(), self._encoding():
-            self.network.train()
+            self._learning(True)
             features = self.network.encoder(batch.observations)
             outputs = self.network(features, None if self.discrete else batch.actions)
             errors = (self._chosen(outputs, batch.actions) - wanted).square() * known
@@ -179,13 +181,17 @@ class SafetyCritic:
             self.optimizer.zero_grad()
             torch.autograd.backward(loss)
             self.optimizer.step()
-            self.network.eval()
+            self._learning(False)
         with torch.no_grad():
             torch._foreach_lerp_(self._followed, self._online, self.settings.tau)
             for own, online in zip(self.target.buffers(), self.network.buffers(), strict=True):
                 own.copy_(online)
         self.updates += 1
         self._losses.append(loss.detach())
+
+    def _learning(self, mode: bool) -> None:
+        if self._stateful:  # the walk through all modules is worth it only where one of them has modes
+            self.network.encoder.train(mode)
 
     def take_loss(self) -> float:
         """Return the mean squared error of the updates since the last call, in squared units; NaN without any."""

@@ -1,9 +1,27 @@
 """Guardrails for Stable-Baselines3: `wrap` a model, let it learn, `unwrap` it.
 
 On-policy algorithms (PPO, A2C, and sb3-contrib's TRPO, RecurrentPPO and MaskablePPO) are guarded at
-the end of each rollout, through the host's own callbacks; see `guardrails_sb3.on_policy`.
+the end of each rollout, through the host's own callbacks; see `guardrails_sb3.on_policy`. Off-policy ones (SAC,
+TD3, DDPG, DQN, and sb3-contrib's TQC, CrossQ and QRDQN) are guarded in their gradient steps, by a safety critic;
+see `guardrails_sb3.off_policy`. Action sets, parts of a guard as constraints are, hold each action of any of them
+to what is safe; see `guardrails_sb3.action_sets`.
 """
 
-from guardrails_sb3.wrap import unwrap, wrap
+from guardrails_sb3.action_sets import ActionBox, ActionMask, CriticShield, Projection, RateLimit, SafeActions
+from guardrails_sb3.evaluate import Estimate, Evaluation, evaluate_guarded
+from guardrails_sb3.wrap import safety_critic, unwrap, wrap
 
-__all__ = ["unwrap", "wrap"]
+__all__ = [
+    "ActionBox",
+    "ActionMask",
+    "CriticShield",
+    "Estimate",
+    "Evaluation",
+    "Projection",
+    "RateLimit",
+    "SafeActions",
+    "evaluate_guarded",
+    "safety_critic",
+    "unwrap",
+    "wrap",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from gymnasium import spaces
@@ -17,10 +17,18 @@ from stable_baselines3.common.save_util import open_path
 
 from guardrails import AttachError, Guard
 from guardrails.constraint import PENALTY
+from guardrails.critic import CRITIC_ERROR, Ensemble
 from guardrails_sb3 import checkpoint, seams
+from guardrails_sb3.action_sets.hosting import SafeActing
 from guardrails_sb3.dials import Dials
+from guardrails_sb3.off_policy import OffPolicyGuard
 from guardrails_sb3.on_policy import OnPolicyGuard
+from guardrails_sb3.overlay import Overlay
 from guardrails_sb3.record import Recorder
+from guardrails_sb3.replay_critic import ReplayCritic
+from guardrails_sb3.rollout_critic import RolloutCritic
+from guardrails_sb3.safety_critic import HostCritic
+from guardrails_sb3.safety_critic import horizon as horizon_of
 
 logger = logging.getLogger(__name__)
 
@@ -31,16 +39,17 @@ def wrap(
     model: M,
     guard: Guard,
     *,
-    cost_critic: bool = True,
+    cost_critic: bool | Ensemble = True,
+    horizon: int | None = None,
     resume: checkpoint.Target | None = None,
     ledger: str | pathlib.Path | bool = True,
 ) -> M:
     """Guard ``model`` from its next ``learn`` on, and return that same object.
 
-    Supported are the on-policy algorithms: PPO and A2C, and sb3-contrib's TRPO, RecurrentPPO and
-    MaskablePPO. ``learn``, ``predict``, ``save``, loggers and callbacks work as before; ``save`` writes
-    the guard's state into the zip as well, which loads like any other, also where this package is not
-    installed.
+    Supported are the on-policy algorithms PPO and A2C, and sb3-contrib's TRPO, RecurrentPPO and MaskablePPO; and
+    the off-policy ones SAC, TD3, DDPG and DQN, and sb3-contrib's TQC, CrossQ and QRDQN. ``learn``, ``predict``,
+    ``save``, loggers and callbacks work as before; ``save`` writes the guard's state into the zip as well,
+    which loads like any other, also where this package is not installed.
 
     A constraint's ``cost`` is a key of ``info``, a function ``info -> float``, or several functions, whose
     values are summed; None reads the key that bears the constraint's name. Every ``info`` must carry the
@@ -48,13 +57,19 @@ def wrap(
 
     Metrics may read rewards, costs, lengths, infos (of an episode's last step), actions, and observations
     unless they are a dict. Dials: ``action_scale`` for continuous actions, ``ent_coef`` and ``target_kl``
-    where the algorithm has them; see `guardrails_sb3.dials`.
+    where the algorithm has them; see `guardrails_sb3.dials`. Action sets (`ActionBox`, `RateLimit`, ...) hold each
+    action that reaches the environments and each that ``predict`` returns; every ``info`` then says under
+    ``interventions`` whether the action was changed, which a Constraint may bound as any cost.
 
     Args:
         model: a model with an environment.
         guard: a guard that belongs to no other host.
-        cost_critic: learn a cost value function for the cost advantages. False uses discounted
-            costs-to-go within the rollout instead: cheaper and noisier.
+        cost_critic: on-policy, True learns a cost value function for the cost advantages, and False uses
+            discounted costs-to-go within the rollout instead: cheaper and noisier. An `Ensemble` adds a
+            `SafetyCritic` of that kind, for those who ask its `safety_critic`. Off-policy the safety critic is what
+            the constraints act through: True is ``Ensemble()``.
+        horizon: T, the steps of an episode, with which a limit per episode is converted into the unit of a safety
+            critic. Default: the time limit of the environments.
         resume: the file that a guarded model was saved to: ``wrap(PPO.load(path, env=env), guard,
             resume=path)`` continues with the multipliers, controllers and cost value function it held.
         ledger: where every decision is recorded during ``learn``. True is ``guardrails/ledger.jsonl`` in the
@@ -64,20 +79,23 @@ def wrap(
     Raises:
         AttachError: if the class is not supported, the model has no environment or is wrapped already,
             the guard belongs to another host, has a dial that is not here to turn, or a metric that reads
-            a column this host does not have. The model is then as it was.
+            a column this host does not have; if a safety critic is to be used and the horizon is not known. The
+            model is then as it was.
         StateError: if ``resume`` is a file of another guard, of an unguarded model, or damaged.
 
     Example:
         >>> model = wrap(PPO("MlpPolicy", env), Guard(Constraint("cost", limit=25.0)))  # doctest: +SKIP
         >>> model.learn(1_000_000)  # doctest: +SKIP
     """
-    host = _check(model, guard)
+    host = _check(model, guard, cost_critic)
     state = None if resume is None else checkpoint.read(resume)
-    callback = OnPolicyGuard(host, guard, cost_critic=cost_critic)
+    callback = _callback(host, guard, cost_critic, horizon)
     dials = Dials(host, guard)
-    guard.attach(type(model).__name__, dials=dials.available)
+    acting = SafeActing(host, guard, None if callback.critic is None else callback.critic.host.risk)
+    guard.attach(type(model).__name__, dials=dials.available, acts=True)
     try:
         if state is not None:
+            acting.load_tensors(state[1])
             callback.load_tensors(state[1], list(state[0].get("constraints", ())))
             guard.load_state_dict(state[0])
     except BaseException:
@@ -90,7 +108,7 @@ def wrap(
             type(model).__name__,
             model.num_timesteps,
         )
-    _Attachment(model, callback, dials, Recorder(guard, ledger)).install()
+    _Attachment(model, callback, dials, acting, Recorder(guard, ledger)).install()
     return model
 
 
@@ -107,27 +125,57 @@ def unwrap(model: BaseAlgorithm) -> Guard:
     if attachment is None:
         raise AttachError(f"This {type(model).__name__} is not wrapped: there is no guard to take out.")
     attachment.remove()
-    attachment.callback.release()
     attachment.recorder.close()
     attachment.dials.release()
+    attachment.acting.release()
     attachment.callback.guard.detach()
     return attachment.callback.guard
 
 
-def _check(model: Any, guard: Any) -> OnPolicyAlgorithm:
+def safety_critic(model: BaseAlgorithm) -> HostCritic:
+    """Return the safety critic of a wrapped model: ``safety_critic(model).risk(observations, actions)``.
+
+    Raises:
+        AttachError: if ``model`` is not wrapped, or its guard has none.
+    """
+    attachment = _Attachment.of(model)
+    critic = None if attachment is None else attachment.callback.critic
+    if critic is None:
+        raise AttachError(
+            f"This {type(model).__name__} has no safety critic. Wrap it with a guard that has a Constraint; an "
+            "on-policy algorithm takes wrap(..., cost_critic=Ensemble())."
+        )
+    return critic.host
+
+
+def attachment_of(model: BaseAlgorithm) -> _Attachment | None:
+    """Return what `wrap` put into ``model``, for other modules of this package; None if it is not wrapped."""
+    return _Attachment.of(model)
+
+
+def _callback(
+    model: OnPolicyAlgorithm | OffPolicyAlgorithm, guard: Guard, cost_critic: bool | Ensemble, steps: int | None
+) -> OnPolicyGuard | OffPolicyGuard:
+    """Return the callback that guards a host, with its critics."""
+    settings = cost_critic if isinstance(cost_critic, Ensemble) else Ensemble()
+    if isinstance(model, OffPolicyAlgorithm):
+        learned = ReplayCritic(model, guard, settings, horizon_of(model, steps)) if guard.constraints else None
+        return OffPolicyGuard(model, guard, learned)
+    asked = isinstance(cost_critic, Ensemble) and bool(guard.constraints)
+    critic = RolloutCritic(model, guard, settings, horizon_of(model, steps)) if asked else None
+    return OnPolicyGuard(model, guard, cost_critic=bool(cost_critic), critic=critic)
+
+
+def _check(model: Any, guard: Any, cost_critic: Any) -> OnPolicyAlgorithm | OffPolicyAlgorithm:
     name = type(model).__name__
     if not isinstance(model, BaseAlgorithm):
         raise AttachError(f"wrap takes a Stable-Baselines3 model such as PPO('MlpPolicy', env), not {name}.")
     if not isinstance(guard, Guard):
         raise AttachError(f"wrap takes a Guard as its second argument, not {type(guard).__name__}.")
-    if isinstance(model, OffPolicyAlgorithm):
+    if not isinstance(model, (OnPolicyAlgorithm, OffPolicyAlgorithm)):
         raise AttachError(
-            f"{name} is an off-policy algorithm, which this version cannot guard. Use an on-policy one: PPO, A2C, "
-            "TRPO, RecurrentPPO or MaskablePPO."
-        )
-    if not isinstance(model, OnPolicyAlgorithm):
-        raise AttachError(
-            f"{name} collects no rollouts that a guard could act on. Use PPO, A2C, TRPO, RecurrentPPO or MaskablePPO."
+            f"{name} collects no rollouts that a guard could act on. Use PPO, A2C, TRPO, RecurrentPPO or "
+            "MaskablePPO, or one of SAC, TD3, DDPG, DQN, TQC, CrossQ and QRDQN."
         )
     if _Attachment.of(model) is not None:
         raise AttachError(
@@ -137,7 +185,16 @@ def _check(model: Any, guard: Any) -> OnPolicyAlgorithm:
         raise AttachError(
             f"This Guard has no Constraint, and its dial '{PENALTY}' scales nothing without. Give it a Constraint."
         )
+    if not isinstance(cost_critic, (bool, Ensemble)):
+        raise AttachError(f"wrap: cost_critic is {cost_critic!r}; give True, False or an Ensemble.")
+    if isinstance(model, OffPolicyAlgorithm) and not cost_critic and guard.constraints:
+        raise AttachError(
+            f"{name} learns from single transitions, so its constraints act through a learned critic alone. Leave "
+            "cost_critic as it is, or give an Ensemble."
+        )
     columns = {"rewards", "costs", "lengths", "infos", "actions", *(part.name for part in guard.constraints)}
+    if guard.constraints and (isinstance(model, OffPolicyAlgorithm) or isinstance(cost_critic, Ensemble)):
+        columns.add(CRITIC_ERROR)
     if not isinstance(model.observation_space, spaces.Dict):
         columns.add("observations")
     guard.check_columns(columns, f"the {name} host")
@@ -148,22 +205,28 @@ def _check(model: Any, guard: Any) -> OnPolicyAlgorithm:
 
 
 class _Attachment:
-    """The methods of one model object that are overlaid while it is wrapped.
+    """The methods of one model object that are overlaid while it is wrapped; the first is bound to this object."""
 
-    They live in the model's instance dictionary, the first bound to this object, and are the only trace of it.
-    """
-
-    def __init__(self, model: BaseAlgorithm, callback: OnPolicyGuard, dials: Dials, recorder: Recorder) -> None:
-        self.callback, self.dials, self.recorder = callback, dials, recorder
-        self._model = model
-        self._overlays: dict[str, Any] = {
+    def __init__(
+        self,
+        model: BaseAlgorithm,
+        callback: OnPolicyGuard | OffPolicyGuard,
+        dials: Dials,
+        acting: SafeActing,
+        recorder: Recorder,
+    ) -> None:
+        self.callback, self.dials, self.acting, self.recorder = callback, dials, acting, recorder
+        turning = dials.overlays()
+        methods: dict[str, Callable[..., Any]] = {
             seams.INIT_CALLBACK: self._init_callback,
             seams.EXCLUDED_FROM_SAVE: self._excluded_save_params,
             "save": self._save,
-            **dials.overlays(),
+            **callback.overlays(),
+            **turning,
+            **acting.overlays(turning),
         }
-        self._before = {name: vars(model)[name] for name in self._overlays if name in vars(model)}
-        self._original = {name: getattr(model, name) for name in self._overlays}
+        self._original = {name: getattr(model, name) for name in methods}
+        self._overlay = Overlay(model, methods)
 
     @classmethod
     def of(cls, model: BaseAlgorithm) -> _Attachment | None:
@@ -171,18 +234,13 @@ class _Attachment:
         return owner if isinstance(owner, cls) else None
 
     def install(self) -> None:
-        vars(self._model).update(self._overlays)
+        self._overlay.install()
+        self.callback.install()
 
     def remove(self) -> None:
-        for name, overlay in self._overlays.items():
-            if vars(self._model).get(name) is not overlay:
-                raise AttachError(
-                    f"{type(self._model).__name__}.{name} was replaced after the model was wrapped, so it cannot be "
-                    "put back. Undo that replacement first, then call unwrap(model)."
-                )
-        for name in self._overlays:
-            del vars(self._model)[name]
-        vars(self._model).update(self._before)
+        self.callback.check()
+        self._overlay.remove()
+        self.callback.release()
 
     def _init_callback(self, callback: Any, progress_bar: bool = False) -> BaseCallback:
         callbacks = seams.with_callback(self.recorder, seams.with_callback(self.callback, callback))
@@ -190,7 +248,7 @@ class _Attachment:
         return combined
 
     def _excluded_save_params(self) -> list[str]:
-        return [*self._original[seams.EXCLUDED_FROM_SAVE](), *self._overlays]
+        return [*self._original[seams.EXCLUDED_FROM_SAVE](), *self._overlay.methods]
 
     def _save(
         self,
@@ -199,8 +257,10 @@ class _Attachment:
         include: Iterable[str] | None = None,
     ) -> None:
         archive = io.BytesIO()
-        self._original["save"](archive, exclude=exclude, include=include)
-        checkpoint.append(archive, self.callback.guard.state_dict(), self.callback.tensors())
+        with self.callback.lifted():
+            self._original["save"](archive, exclude=exclude, include=include)
+        tensors = self.callback.tensors() | self.acting.tensors()
+        checkpoint.append(archive, self.callback.guard.state_dict(), tensors)
         file = open_path(path, "w", suffix="zip")
         file.write(archive.getvalue())
         if isinstance(path, (str, pathlib.Path)):
