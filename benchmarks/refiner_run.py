@@ -232,5 +232,5 @@ def _refinement(history: list[dict]) -> dict[str, list[float]]:
     for name in ("weight", "edit_ratio", "intervention_rate", "change_rate", "acceptance_rate", "loss", "seconds"):
         values = [entry[prefix + name] for entry in history if prefix + name in entry]
         if values:
-            found[name] = [round(float(value), 4) for value in values]
+            found[name] = [value if value is None else round(value, 4) for value in values]
     return found

@@ -88,14 +88,16 @@ def test_a_program_is_executed_on_every_input(sandbox):
         "(" * 300 + "x" + ")" * 100,
         "x +=",
         "print ( x",
-        "",
         "x" * 1000,
     ],
 )
-def test_what_is_not_a_straight_line_of_sums_and_prints_is_refused(sandbox, program):
-    # An empty program prints nothing and fails nothing: it runs, and says nothing.
+def test_what_is_not_a_straight_line_of_sums_and_prints_is_refused_before_it_runs(sandbox, program):
+    from refiner_tasks.sandbox import _checked
+
+    with pytest.raises((SyntaxError, ValueError)):
+        _checked(program)
     (found,) = sandbox.run([(program, (1,))])
-    assert found.printed == (((),) if not program else ())
+    assert not found.ok
 
 
 def test_a_worker_that_hangs_is_killed_and_replaced():
