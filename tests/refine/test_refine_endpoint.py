@@ -48,7 +48,7 @@ def test_rows_get_the_servers_answers_in_their_order(server):
 
 @pytest.mark.parametrize("mode", FAILING)
 def test_a_row_that_fails_gets_none_and_the_others_their_answers(server, mode):
-    own = refiner(server)
+    own = refiner(server, max_concurrency=1)
     begun = time.perf_counter()
     assert ask(own, "ANSWER:one", f"MODE:{mode} ANSWER:two", "ANSWER:three") == ["one", None, "three"]
     assert time.perf_counter() - begun < 5.0  # one attempt of 1 s, with room for a busy machine
@@ -62,6 +62,14 @@ def test_a_row_that_the_server_will_not_answer_gets_none_and_is_not_held_against
     assert ask(own, f"MODE:{mode} ANSWER:two") == [None]
     assert server.stats()["counts"]["requests"] == before + 1
     assert own.breaker.state == "closed"
+
+
+def test_a_refusal_shows_that_the_server_is_there(server):
+    own = refiner(server, failures=3, max_concurrency=1)
+    ask(own, *(f"MODE:{mode}" for mode in ("500", "500", "400", "500", "500")))
+    assert own.breaker.state == "closed"
+    ask(own, "MODE:500")
+    assert own.breaker.state == "open"
 
 
 @pytest.mark.parametrize("mode", ["hang", "drip", "slow"])
