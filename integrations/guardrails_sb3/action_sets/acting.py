@@ -35,7 +35,7 @@ class Acting:
         AttachError: if a set means nothing for this model.
     """
 
-    def __init__(self, model: BaseAlgorithm, guard: Guard, critic: Callable[[Any, Array], Any] | None = None) -> None:
+    def __init__(self, model: BaseAlgorithm, guard: Guard, critic: Callable[..., Any] | None = None) -> None:
         self.model, self._critic = model, critic
         self.enforcement = Enforcement(guard, model.action_space, type(model).__name__)
         situations.check(model, self.enforcement.sets, critic)
@@ -71,7 +71,8 @@ class Acting:
         dials = self.enforcement.guard.dials
         known = [part for part in self._masks if situation.call is not None or not part.needs_environment]
         masks = [part.masks(situation, part.in_force(dials)) for part in known]
-        everything = np.ones((situation.n_rows, int(situation.space.n)), dtype=bool)  # type: ignore[attr-defined]
+        space: Any = situation.space
+        everything = np.ones((situation.n_rows, int(space.n)), dtype=bool)
         return both(everything, *masks)
 
     def act(

@@ -219,6 +219,13 @@ def row(observations: Observations, index: int) -> Any:
     return observations[index]
 
 
+def batched(observation: Any) -> Observations:
+    """Return one observation as a batch of one row."""
+    if isinstance(observation, Mapping):
+        return {key: np.asarray(value)[None] for key, value in observation.items()}
+    return np.asarray(observation)[None]
+
+
 def rows(observations: Observations, chosen: Any) -> Observations:
     """Return some rows of observations."""
     if isinstance(observations, Mapping):

@@ -40,7 +40,7 @@ class SafeActing:
         AttachError: if a set means nothing for this model, or its environments act in another space.
     """
 
-    def __init__(self, model: BaseAlgorithm, guard: Guard, critic: Callable[[Any, Array], Any] | None = None) -> None:
+    def __init__(self, model: BaseAlgorithm, guard: Guard, critic: Callable[..., Any] | None = None) -> None:
         self._model = model
         self.acting = Acting(model, guard, critic)
         self.propose: Callable[..., Any] = model.predict
@@ -68,9 +68,9 @@ class SafeActing:
         Args:
             below: methods that are overlaid already, which these call in place of the model's own.
         """
+        self.propose = below.get("predict", self.propose)
         if not self._enforcement.sets:
             return {}
-        self.propose = below.get("predict", self._model.predict)
         made = {"collect_rollouts": self._collecting, "predict": self._predicting}
         if isinstance(self._model, OffPolicyAlgorithm):
             made[seams.SAMPLE_ACTION] = self._sampling

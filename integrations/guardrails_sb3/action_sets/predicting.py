@@ -10,7 +10,7 @@ import numpy as np
 
 from guardrails_sb3.action_sets import situations
 from guardrails_sb3.action_sets.acting import Acting, Predict
-from guardrails_sb3.action_sets.base import Array
+from guardrails_sb3.action_sets.base import Array, batched
 from guardrails_sb3.action_sets.enforcement import Memory
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class Predicting:
         carried = state if isinstance(state, Carried) else Carried(state, None)
         self._warn(carried, episode_start)
         vectorised = bool(model.policy.is_vectorized_observation(observation))
-        perceived = observation if vectorised else _batched(observation)
+        perceived = observation if vectorised else batched(observation)
         memory = self._memory(perceived, carried.previous, episode_start)
         situation = acting.situation(memory, lambda: situations.as_given(model, perceived), lambda: perceived)
         more |= {"state": carried.host, "episode_start": episode_start, "deterministic": deterministic}
@@ -99,9 +99,3 @@ class Predicting:
         if message not in self._said:
             self._said.add(message)
             logger.warning(message, name)
-
-
-def _batched(observation: Any) -> Any:
-    if isinstance(observation, Mapping):
-        return {key: np.asarray(value)[None] for key, value in observation.items()}
-    return np.asarray(observation)[None]

@@ -26,7 +26,7 @@ class ReplayedActions:
     """
 
     def __init__(self, model: OffPolicyAlgorithm) -> None:
-        self._model = model
+        self._model: Any = model  # its buffer may be exchanged at any time
         self._buffer: Any = None
         self._executed: Array = np.empty(0)
         self._known: BoolArray = np.empty(0, dtype=bool)
@@ -50,8 +50,8 @@ class ReplayedActions:
     def settle(self) -> None:
         """File what was executed last, if the host has stored that step since."""
         pending, self._pending = self._pending, None
-        buffer = self._buffer
-        if pending is None or self._model.replay_buffer is not buffer:
+        buffer: Any = self._buffer
+        if pending is None or buffer is not self._model.replay_buffer:
             return
         position, actions = pending
         if buffer.pos != position or len(self._known) == 1:
@@ -61,6 +61,6 @@ class ReplayedActions:
     def relabel(self) -> None:
         """Let the host learn from the executed action of every transition that is stored by now."""
         self.settle()
-        buffer = self._buffer
-        if buffer is not None and self._model.replay_buffer is buffer:
+        buffer: Any = self._buffer
+        if buffer is not None and buffer is self._model.replay_buffer:
             buffer.actions[self._known] = self._executed[self._known]

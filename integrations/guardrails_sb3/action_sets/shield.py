@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,9 @@ class CriticShield(SafeSet):
     Args:
         bound: greatest risk, in its own unit, or ``gate.between(tight, loose)``.
         risk: ``(observations, actions) -> (n_rows,)``, of rows of observations as the policy gets them and of
-            actions as the environment does. Default: the safety critic that the model is guarded with.
+            actions as the environment does. Default: the safety critic that the model is guarded with, whose unit
+            is that of a discounted sum of costs.
+        constraint: whose risk the safety critic is asked for; may be left out where there is one.
         safe: the safest action known: an action, or a function of one observation as the environment gives it.
             Default: the centre of a continuous action space; discrete ones need it.
         candidates: points of the line, the safe action among them, ≥ 1; all are judged in one batch.
@@ -55,6 +58,7 @@ class CriticShield(SafeSet):
         bound: float | Between,
         *,
         risk: Risk | None = None,
+        constraint: str | None = None,
         safe: Any = None,
         candidates: int = 8,
         budget_ms: float | None = None,
@@ -64,7 +68,7 @@ class CriticShield(SafeSet):
         self.bound = self.opening("bound", bound, lambda value: check_number(self.owner, "bound", value))
         if risk is not None:
             self.must_call("risk", risk)
-        self.risk, self.safe = risk, safe
+        self.risk, self.constraint, self.safe = risk, constraint, safe
         self.candidates = whole_number(self.owner, "candidates", candidates)
         self.budget_ms = budget_ms
         if budget_ms is not None:
@@ -119,7 +123,7 @@ class _Judgement:
 
     def __init__(self, shield: CriticShield, actions: Array, situation: Situation, bound: float) -> None:
         self._shield, self._actions, self._situation, self._bound = shield, actions, situation, bound
-        self._risk = shield.at_hand(shield.risk or situation.critic)
+        self._risk = shield.risk or partial(shield.at_hand(situation.critic), constraint=shield.constraint)
         self._observations = situation.perceived
         if callable(shield.safe):
             situation.observations  # noqa: B018
@@ -138,7 +142,7 @@ class _Judgement:
             return self._actions
         if moved is None:  # out of time
             moved = self._shield.safe_actions(self._actions, self._situation, ~accepted)
-        projected = self._actions.copy()
+        projected: Array = self._actions.copy()
         projected[~accepted] = moved
         return projected
 

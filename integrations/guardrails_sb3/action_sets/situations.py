@@ -65,8 +65,8 @@ def check(model: BaseAlgorithm, sets: tuple[SafeSet, ...], critic: object) -> No
     for part in sets:
         if isinstance(part, CriticShield) and part.risk is None and critic is None:
             raise AttachError(
-                f"{part.owner} has no risk to judge by: this {name} is guarded without a safety critic. Give it "
-                "risk=, or the guard a Constraint and wrap(..., critic=Ensemble())."
+                f"{part.owner} has no risk to judge by: {name} has no safety critic here. Give it risk=, a function, "
+                "or guard the model with a Constraint and a safety critic."
             )
         if part.ranks and ranker(model) is None:
             raise AttachError(
@@ -79,6 +79,18 @@ def check(model: BaseAlgorithm, sets: tuple[SafeSet, ...], critic: object) -> No
                 f"{part.owner} reads observations, but a wrapper around VecNormalize changes their space from "
                 f"{normalizer.observation_space} to {model.observation_space}. Put that wrapper below VecNormalize."
             )
+
+
+def check_alone(sets: tuple[SafeSet, ...], critic: object) -> None:
+    """Raise AttachError if a set asks for what only a model can tell, where there is none."""
+    for part in sets:
+        if part.ranks:
+            raise AttachError(
+                f"{part.owner} replaces a refused action by the one the policy prefers most, but there is no policy "
+                "here. Give model=, or the set a fallback=."
+            )
+        if isinstance(part, CriticShield) and part.risk is None and critic is None:
+            raise AttachError(f"{part.owner} has no risk to judge by. Give critic=, or the set a risk=.")
 
 
 def given(model: BaseAlgorithm) -> Observations:
@@ -95,3 +107,9 @@ def as_given(model: BaseAlgorithm, perceived: Observations) -> Observations:
     if isinstance(perceived, Mapping):
         return normalizer.unnormalize_obs({key: np.asarray(values) for key, values in perceived.items()})
     return normalizer.unnormalize_obs(np.asarray(perceived))
+
+
+def as_perceived(model: BaseAlgorithm, given: Observations) -> Observations:
+    """Return observations as the policy gets them: normalised, where the model has a ``VecNormalize``."""
+    normalizer = model.get_vec_normalize_env()
+    return given if normalizer is None else normalizer.normalize_obs(given)
