@@ -181,7 +181,8 @@ def _check(model: Any, guard: Any, cost_critic: Any) -> OnPolicyAlgorithm | OffP
         raise AttachError(
             f"This {name} is wrapped already. Call unwrap(model) first, or give one Guard all constraints."
         )
-    if guard.refinement is None and not guard.constraints and set(guard.dials) <= {PENALTY}:
+    acts = guard.constraints or guard.action_sets or guard.refinement is not None
+    if not acts and set(guard.dials) <= {PENALTY}:
         raise AttachError(
             f"This Guard has no Constraint, and its dial '{PENALTY}' scales nothing without. Give it a Constraint."
         )
