@@ -106,6 +106,8 @@ def test_any_refinement_comes_back_from_its_file_as_it_was(tmp_path, parts):
     assert repr(again.refinement.accept) == repr(guard.refinement.accept)
     assert [part.name for part in again.constraints] == [part.name for part in guard.constraints]
     assert again.steering == guard.steering
+    for name in ("name", "changed_only"):
+        assert getattr(again.refinement, name) == getattr(guard.refinement, name)
     assert again.refinement_weight == guard.refinement_weight
     assert [repr(part) for part in again.constraints] == [repr(part) for part in guard.constraints]
 
