@@ -196,7 +196,8 @@ class SafetyCritic:
     def take_loss(self) -> float:
         """Return the mean squared error of the updates since the last call, in squared units; NaN without any."""
         losses, self._losses = self._losses, []
-        return float(torch.stack(losses).mean()) / self.settings.members if losses else float("nan")
+        terms = self.settings.members * len(self.costs)
+        return float(torch.stack(losses).mean()) / terms if losses else float("nan")
 
     def _frozen(self, network: _Members, observations: Observations, actions: torch.Tensor | None) -> torch.Tensor:
         """Return outputs through which gradients reach the actions alone, in the costs' units."""

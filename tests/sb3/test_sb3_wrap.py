@@ -5,8 +5,8 @@ import logging
 import numpy as np
 import pytest
 from sb3_contrib import ARS
-from sb3_envs import Drift, Gamble, callback_of, learn, parameters, same, vec
-from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
+from sb3_envs import Drift, callback_of, learn, parameters, same, vec
+from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback, StopTrainingOnMaxEpisodes
 
 from guardrails import AttachError, CompetenceMetric, Constraint, Dial, Gate, Guard, Refinement, Require, RolloutError
@@ -100,17 +100,6 @@ def test_unwrap_inside_learn_stops_guarding_at_once():
 
     model.learn(256, callback=leave)
     assert guard.decision.step == 1
-
-
-@pytest.mark.parametrize("algorithm", [SAC, TD3, DDPG, DQN])
-def test_off_policy_algorithms_are_refused_by_name(algorithm):
-    env = Gamble() if algorithm is DQN else Drift()
-    model, guard = algorithm("MlpPolicy", env, buffer_size=10), cost_guard()
-    before = sorted(vars(model))
-    with pytest.raises(AttachError, match=rf"{algorithm.__name__} is an off-policy algorithm.*PPO, A2C"):
-        wrap(model, guard)
-    assert sorted(vars(model)) == before
-    assert guard.host is None
 
 
 def test_an_algorithm_without_rollouts_is_refused_by_name():

@@ -1,0 +1,196 @@
+"""Off-policy hosts: what is refused, what is left alone, and the settings that are guarded."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from sb3_contrib import ARS
+from sb3_envs import Drift, Gamble, callback_of, learn, parameters, same, vec
+from sb3_hosts import ACTORS, GREEDY, SMALL, guarded, host, spy
+from sb3_numbered import Numbered, books, numbered
+from stable_baselines3 import DQN, PPO, SAC, TD3
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.noise import NormalActionNoise
+
+from guardrails import AttachError, Constraint, Guard
+from guardrails.schedulers import DualAscent, Fixed
+from guardrails_sb3 import safety_critic, unwrap, wrap
+
+
+def trace(model):
+    networks = [(name, tuple(module._forward_hooks)) for name, module in model.policy.named_modules()]
+    own = [(name, sorted(vars(module))) for name, module in model.policy.named_modules()]
+    return sorted(vars(model)), sorted(vars(model.replay_buffer)), networks, own
+
+
+@pytest.mark.parametrize("kind", [*ACTORS, *GREEDY])
+def test_unwrap_leaves_nothing_behind_and_the_host_trains_as_if_it_had_never_been_wrapped(kind):
+    plain, model = host(kind), host(kind)
+    before = trace(model)
+    guarded(model)
+    assert trace(model) != before
+    unwrap(model)
+    assert trace(model) == before
+    assert same(parameters(learn(plain, 80)), parameters(learn(model, 80)))
+
+
+@pytest.mark.parametrize("kind", [SAC, TD3, DQN])
+def test_unwrap_inside_learn_ends_the_critics_learning(kind):
+    model = host(kind)
+    guarded(model)
+    critic = safety_critic(model).critic
+    updates = []
+
+    def leave(locals_, globals_):
+        if model.num_timesteps == 60:
+            unwrap(model)
+            updates.append(critic.updates)
+        return True
+
+    model.learn(100, callback=leave)
+    assert critic.updates == updates[0] > 0
+
+
+def test_unwrap_refuses_while_something_stands_in_the_place_of_a_buffers_method():
+    model = guarded(host(SAC))
+    ours = model.replay_buffer.add
+    model.replay_buffer.add = lambda *args: ours(*args)
+    with pytest.raises(AttachError, match=r"ReplayBuffer\.add was replaced"):
+        unwrap(model)
+    model.replay_buffer.add = ours
+    model.learn(60)
+    assert safety_critic(model).critic.updates > 0, "it was still guarded"
+    unwrap(model)
+
+
+class Ranked(ReplayBuffer):
+    def _get_samples(self, batch_inds, env=None):
+        return super()._get_samples(np.sort(batch_inds), env)
+
+
+class Hasty(SAC):
+    def train(self, gradient_steps, batch_size=64):
+        self._n_updates += gradient_steps
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "message"),
+    [
+        (
+            lambda: host(SAC, replay_buffer_class=Ranked),
+            {},
+            r"Ranked draws its batches in a way of its own.*ReplayBuffer",
+        ),
+        (
+            lambda: host(SAC),
+            {"horizon": None},
+            r"SAC's environments do not tell it: they state no time limit.*horizon=T",
+        ),
+        (lambda: host(SAC), {"critic": False}, r"SAC learns from single transitions"),
+        (lambda: host(SAC), {"critic": 4}, r"cost_critic is 4; give True, False or an Ensemble"),
+        (lambda: ARS("MlpPolicy", Drift()), {}, r"ARS collects no rollouts.*one of SAC, TD3"),
+    ],
+    ids=["buffer", "horizon", "no critic", "foreign", "ARS"],
+)
+def test_what_cannot_be_guarded_is_refused_by_name_and_left_as_it_was(model, settings, message):
+    model = model()
+    before = sorted(vars(model))
+    guard = Guard(Constraint("cost", limit=1.0))
+    with pytest.raises(AttachError, match=message):
+        wrap(model, guard, cost_critic=settings.get("critic", SMALL), horizon=settings.get("horizon", 9))
+    assert sorted(vars(model)) == before
+    assert guard.host is None
+
+
+def test_the_horizon_is_the_time_limit_of_the_environments():
+    for env in (gym.wrappers.TimeLimit(Drift(), 40), gym.make("Pendulum-v1")):
+        model = SAC("MlpPolicy", env, buffer_size=50)
+        wrap(model, Guard(Constraint("cost", limit=1.0)))
+        assert safety_critic(model).horizon == (200 if env.spec else 40)
+        unwrap(model)
+
+
+def test_a_train_that_passes_the_hooks_by_is_an_error_at_the_next_step():
+    model = guarded(host(Hasty))
+    with pytest.raises(AttachError, match="Hasty trained in a way that its guard did not see"):
+        model.learn(60)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (SAC, {"use_sde": True, "sde_sample_freq": 4}),
+        (TD3, {"action_noise": NormalActionNoise(np.zeros(1), np.ones(1))}),
+        (SAC, {"train_freq": (1, "episode"), "gradient_steps": -1, "env": numbered(1)}),
+        (DQN, {"policy": "CnnPolicy", "env": vec(1, observation="image"), "policy_kwargs": {}}),
+        (DQN, {"policy": "MultiInputPolicy", "env": vec(2, observation="dict")}),
+        (DQN, {"env": vec(2, observation="discrete")}),
+        (DQN, {"env": vec(2, observation="box")}),
+        (SAC, {"ent_coef": 0.1}),
+    ],
+    ids=["sde", "noise", "per episode", "image", "dict", "discrete", "float64", "fixed entropy"],
+)
+def test_every_setting_of_a_host_is_guarded(kind, settings):
+    model = guarded(host(kind, **settings))
+    batches = spy(model)
+    model.learn(70)
+    critic = safety_critic(model).critic
+    assert critic.updates == model._n_updates == len(batches) > 5
+    assert not torch.cat([batch.costs for batch in batches]).isnan().any()
+    assert callback_of(model).guard.decision.step > 0
+
+
+def test_a_features_extractor_that_learns_is_the_critics_own_and_draws_nothing_from_the_hosts_generators():
+    def build():
+        return host(DQN, vec(1, observation="image"), policy="CnnPolicy", policy_kwargs={}, batch_size=8)
+
+    plain, watched = build(), build()
+    guarded(watched, Constraint("cost", limit=2.0, scheduler=Fixed(0.0)))
+    network = safety_critic(watched).critic.network
+    first = [parameter.clone() for parameter in network.encoder.parameters()]
+    assert not set(network.parameters()) & set(watched.policy.parameters())
+    assert same(parameters(learn(plain, 40)), parameters(learn(watched, 40)))
+    assert not all(torch.equal(was, now) for was, now in zip(first, network.encoder.parameters(), strict=True))
+
+
+def test_actions_of_the_environment_are_judged_as_the_buffer_holds_them():
+    model = guarded(host(SAC, numbered(1)))
+    own = safety_critic(model)
+    raw = torch.tensor([[-2.0], [2.0], [6.0], [99.0]], requires_grad=True)
+    torch.testing.assert_close(own.scale(raw), torch.tensor([[-1.0], [0.0], [1.0], [1.0]]))
+    observations = np.zeros((4, 2))
+    risks = own.risk(observations, raw)
+    assert risks.shape == (4,)
+    torch.testing.assert_close(risks, own.critic.risk(torch.zeros(4, 2), own.scale(raw)))
+    risks.sum().backward()
+    assert raw.grad[1].abs() > 0
+
+
+def test_actions_that_are_neither_continuous_nor_one_choice_have_no_safety_critic():
+    class Two(Gamble):
+        def __init__(self):
+            super().__init__()
+            self.action_space = spaces.MultiDiscrete([2, 2])
+
+    with pytest.raises(AttachError, match=r"continuous actions or one choice.*MultiDiscrete"):
+        wrap(PPO("MlpPolicy", Two()), Guard(Constraint("cost", limit=1.0)), cost_critic=SMALL, horizon=5)
+
+
+def test_a_model_without_safety_critic_says_so():
+    for model in (host(SAC), wrap(PPO("MlpPolicy", vec()), Guard(Constraint("cost", limit=1.0)))):
+        with pytest.raises(AttachError, match="has no safety critic"):
+            safety_critic(model)
+
+
+def test_the_multiplier_follows_what_the_episodes_cost():
+    model = host(SAC, numbered(1), learning_starts=0)
+    guarded(model, Constraint("cost", limit=10.0, scheduler=DualAscent(0.5)))
+    assert isinstance(model.env.envs[0].unwrapped, Numbered)
+    model.learn(14)
+    costs, _ = books(model.env)
+    sums = [sum(list(costs.values())[start : start + 7]) for start in (0, 7)]
+    expected = 0.0
+    for total in sums:
+        expected = max(0.0, expected + 0.5 * (total - 10.0) / 10.0)
+    assert callback_of(model).guard.multipliers["cost"] == pytest.approx(expected)
