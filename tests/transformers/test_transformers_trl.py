@@ -152,7 +152,7 @@ def test_logits_of_a_model_that_rescales_them_are_refused_by_name(model, tmp_pat
     trainer = build("sft", model, tmp_path, max_steps=1)
     trainer.model.config.final_logit_softcapping = 30.0
     trainer.add_callback(GuardrailsCallback(trainer, Guard(Constraint("c", limit=1.0, cost=talk))))
-    with pytest.raises(AttachError, match="LlamaForCausalLM rescales them .final_logit_softcapping.*log_probs"):
+    with pytest.raises(AttachError, match=r"LlamaForCausalLM rescales them .final_logit_softcapping.*log_probs"):
         trainer.train()
 
 
@@ -183,11 +183,11 @@ def test_a_copy_of_a_number_among_the_arguments_is_refused(model, tmp_path):
     trainer = build("dpo", model, tmp_path)
     gate = Gate(Require(ConstraintSatisfaction("c", 0.0), at_least=0.5))
     guard = Guard(Constraint("c", limit=1.0, cost=talk), Dial("args.beta", gate.between(0.7, 0.1)))
-    with pytest.raises(AttachError, match="reads only once, before it trains. Name 'beta'"):
+    with pytest.raises(AttachError, match=r"reads only once, before it trains. Name 'beta'"):
         GuardrailsCallback(trainer, guard)
 
 
 def test_a_trainer_that_samples_completions_is_sent_to_its_own_adapter(model, tmp_path):
     trainer = object.__new__(GRPOTrainer)
-    with pytest.raises(AttachError, match="GRPOTrainer samples completions.*guardrails_trl.GuardrailsCallback"):
+    with pytest.raises(AttachError, match=r"GRPOTrainer samples completions.*guardrails_trl.GuardrailsCallback"):
         GuardrailsCallback(trainer, Guard(Constraint("c", limit=1.0, cost=talk)))
