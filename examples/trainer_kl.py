@@ -4,8 +4,8 @@
     python examples/trainer_kl.py --unguarded
 
 Needs `pip install training-guardrails[trl]`, for the toy task alone: the trainer is transformers' own. Runs on a CPU
-in seconds, without any download. `AdaptiveKL` holds KL(model || start) at 0.05 nats per token from both sides: the weight
-of the divergence grows while it is above the target and shrinks while it is below.
+in seconds, without any download. `AdaptiveKL` holds KL(model || start) at 0.05 nats per token from both sides: the
+weight of the divergence grows while it is above the target and shrinks while it is below.
 """
 
 import argparse

@@ -1,11 +1,14 @@
 """The examples run as they are printed; without the guard each breaks the limit that it holds with it."""
 
+import functools
 import re
 import runpy
 import sys
 from pathlib import Path
 
 import pytest
+
+from guardrails_trl import toy
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -24,11 +27,12 @@ def number(line, before):
     ("name", "quantity", "low", "high", "steps"),
     [
         ("trainer_classifier.py", "gap", -0.05, 0.05, "400"),
-        ("trainer_sft.py", "filler words", 0.0, 0.1, "120"),
-        ("trainer_kl.py", "divergence", 0.04, 0.06, "120"),
+        ("trainer_sft.py", "filler words", 0.0, 0.1, "80"),
+        ("trainer_kl.py", "divergence", 0.04, 0.06, "100"),
     ],
 )
 def test_example_holds_its_limit_and_breaks_it_unguarded(monkeypatch, capsys, name, quantity, low, high, steps):
+    monkeypatch.setattr(toy, "build", functools.partial(toy.build, steps=100))  # it need not answer well here
     guarded = run(monkeypatch, capsys, name, "--steps", steps)
     unguarded = run(monkeypatch, capsys, name, "--steps", steps, "--unguarded")
     assert low <= number(guarded, quantity) <= high
