@@ -63,7 +63,7 @@ def copy_ahead(
         max_new_tokens: where a row stops that has not ended, ≥ 1.
         end_ids: tokens that end a row.
         pad_id: any valid token id; what stands in for nothing is masked.
-        lookahead: tokens of the draft that are tried per forward pass after the first, ≥ 0.
+        lookahead: tokens of the draft that are tried per forward pass after the first at most, ≥ 0.
 
     Example:
         >>> copy_ahead(model, [[5, 6, 7]], [[5, 6]], max_new_tokens=8, end_ids={0})  # doctest: +SKIP
@@ -105,9 +105,8 @@ def copy_ahead(
                     keep.append(i)
             attention = _shrink(cache, attention, keep)
             rows = [rows[i] for i in keep]
-            blocks = [
-                ([row.output[-1]], row.draft(min(lookahead, max_new_tokens - len(row.output) - 1))) for row in rows
-            ]
+            reach = min(lookahead, round(sum(row.reach for row in rows) / max(1, len(rows))))
+            blocks = [([row.output[-1]], row.draft(min(reach, max_new_tokens - len(row.output) - 1))) for row in rows]
             side = "right"
     return outputs
 
@@ -117,14 +116,18 @@ class _Row:
 
     Attributes:
         used: tokens of the row that are in the cache and count.
+        reach: tokens of the draft worth trying next: thrice what agreed last, and three; none after a mere guess.
         ended: whether it wrote an end, or all it may.
     """
 
     def __init__(self, index: int, prompt: list[int], source: list[int]) -> None:
         self.index, self.prompt, self._source = index, prompt, source
+        self._ends: dict[int, list[int]] = {}
+        for place, token in enumerate(source):
+            self._ends.setdefault(token, []).append(place + 1)
         self._place = 0
         self.output: list[int] = []
-        self.used, self.ended = 0, False
+        self.used, self.reach, self.ended = 0, 0, False
 
     def draft(self, n_tokens: int) -> list[int]:
         """Return what the source continues with."""
@@ -150,32 +153,44 @@ class _Row:
                 break
             accepted += 1
         self._place += accepted
-        self._realign()
+        found = self._realign()
+        self.reach = 3 * accepted + 3 if accepted or found else 0
         return accepted
 
-    def _realign(self) -> None:
-        """Find the place after the token written last: the longest context that the source has too, nearest first."""
+    def _realign(self) -> bool:
+        """Find the place after the token written last: the longest context that the source has too, nearest first.
+
+        Returns:
+            Whether it is more than a guess.
+        """
         source, output, expected = self._source, self.output, self._place
         if expected < len(source) and output[-1] == source[expected]:
             self._place = expected + 1
-            return
-        for size in range(min(_LONGEST_MATCH, len(output)), 0, -1):
-            context = output[-size:]
-            ends = [end for end in range(size, len(source) + 1) if source[end - size : end] == context]
-            if ends:
-                self._place = min(ends, key=lambda end: abs(end - expected - 1))
-                return
-        self._place = min(expected + 1, len(source))  # a token that is nowhere in the source replaces one of it
+            return True
+        ends = self._ends.get(output[-1])
+        if ends is None:
+            self._place = min(expected + 1, len(source))  # what is nowhere in the source replaces a token of it
+            return False
+        self._place = max(ends, key=lambda end: (self._match(end), -abs(end - expected - 1)))
+        return len(ends) == 1 or self._match(self._place) > 1
+
+    def _match(self, end: int) -> int:
+        """Return how many of the tokens written last stand in the source before ``end``."""
+        source, output = self._source, self.output
+        most = min(_LONGEST_MATCH, len(output), end)
+        return next((size for size in range(1, most) if source[end - 1 - size] != output[-1 - size]), most)
 
 
 def _padded(rows: Sequence[Sequence[int]], pad_id: int, side: str) -> tuple[Tensor, Tensor]:
     width = max(len(row) for row in rows)
-    ids, there = torch.full((len(rows), width), pad_id), torch.zeros(len(rows), width, dtype=torch.long)
-    for i, row in enumerate(rows):
-        place = slice(width - len(row), width) if side == "left" else slice(0, len(row))
-        ids[i, place] = torch.tensor(row, dtype=torch.long)
-        there[i, place] = 1
-    return ids, there
+    gaps = [width - len(row) for row in rows]
+    if side == "left":
+        ids = [[pad_id] * gap + list(row) for gap, row in zip(gaps, rows, strict=True)]
+        there = [[0] * gap + [1] * len(row) for gap, row in zip(gaps, rows, strict=True)]
+    else:
+        ids = [list(row) + [pad_id] * gap for gap, row in zip(gaps, rows, strict=True)]
+        there = [[1] * len(row) + [0] * gap for gap, row in zip(gaps, rows, strict=True)]
+    return torch.tensor(ids), torch.tensor(there)
 
 
 def _shrink(cache: DynamicCache, attention: Tensor, keep: Sequence[int]) -> Tensor:
