@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from guardrails import plugins
+from guardrails.action_set import ActionSet
 from guardrails.competence.gate import Gate
 from guardrails.competence.metric import CompetenceMetric
 from guardrails.competence.require import Require
@@ -61,6 +62,15 @@ class Recorded(CompetenceMetric):
         raise TypeError(f"the metric '{self.name}' is only a record of what was measured")
 
 
+class RecordedSet(ActionSet):
+    """Stands for an action set that was in force; what turned with it is among the dials."""
+
+    @property
+    def widths(self) -> Mapping[str, float]:
+        """None."""
+        return {}
+
+
 class RecordedRefiner(Refiner):
     """Stands for a refiner whose work was recorded; it corrects nothing itself."""
 
@@ -89,7 +99,7 @@ class Builder(Maker):
         table = as_table((), data)
         if self.replay and table.get("incomplete"):
             fail(("incomplete",), f"what the schedulers were made with is not known: {table['incomplete']}.")
-        only_keys((), table, ("schema", "constraints", "dials", "gates", "refinement"))
+        only_keys((), table, ("schema", "constraints", "dials", "gates", "action_sets", "refinement"))
         schema = table.get("schema", SCHEMA)
         if type(schema) is not int or schema < 1:
             fail(("schema",), f"it is {schema!r}; give a whole number, {SCHEMA}.")
@@ -104,13 +114,18 @@ class Builder(Maker):
         refinement = None
         if "refinement" in table:
             refinement = self._refinement(("refinement",), table["refinement"], constraints, gates, used)
-        parts: list[Constraint | Dial | Refinement] = [
+        if "action_sets" in table and not self.replay:
+            fail(("action_sets",), "action sets belong to a host's adapter; give them to the guard in code.")
+        parts: list[Constraint | Dial | Refinement | ActionSet] = [
             part for part in constraints.values() if refinement is None or part is not refinement.weight
         ]
         for name, entry in entries(table, "dials"):
             place = ("dials", name)
             value = self._between(place, entry, gates, used)
             parts.append(made(place, entry, partial(Dial, name, value)))
+        parts += [
+            made(("action_sets", name), {}, partial(RecordedSet, name)) for name, _ in entries(table, "action_sets")
+        ]
         if refinement is not None:
             parts.append(refinement)
         for name in gates:

@@ -9,6 +9,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from guardrails import plugins
+from guardrails.action_set import ActionSet
 from guardrails.competence import BUILTIN as METRICS
 from guardrails.competence.between import Between
 from guardrails.competence.gate import Gate
@@ -56,6 +57,7 @@ def describe(guard: Guard, *, strict: bool = True) -> dict[str, Any]:
         "constraints": {part.name: _constraint(part, problems, missing) for part in constraints},
         "dials": {part.name: _between(part.value) for part in dials},
         "gates": {name: _gate(gate, problems) for name, gate in gates.items()},
+        "action_sets": {part.name: _action_set(part) for part in guard.action_sets},
         "refinement": {} if refinement is None else _refinement(refinement, problems),
     }
     if strict and (problems or missing):
@@ -74,6 +76,13 @@ def _constraint(part: Constraint, problems: list[str], missing: list[str]) -> di
     if part.cost is not None:
         data["cost"] = _value(owner, part.cost, problems)
     return data | {"scheduler": _scheduler(owner, part.controller, missing)}
+
+
+def _action_set(part: ActionSet) -> dict[str, Any]:
+    """Return what a record says of a set: its class, and widths."""
+    widths = part.widths.items()
+    given = {name: _between(value) if isinstance(value, Between) else value for name, value in widths}
+    return {"set": address(type(part)), **given}
 
 
 def _refinement(part: Refinement, problems: list[str]) -> dict[str, Any]:
