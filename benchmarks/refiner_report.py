@@ -12,21 +12,25 @@ COLLAPSED = 0.5
 """A run has collapsed if at its end fewer than this share of the answers right before training are still right."""
 
 DEFAULT = "refine 3"
-FAMILIES = {"none": "no constraint", "KL": "KL to the reference", "refine": "online refiner, all rows"}
-FAMILIES |= {
-    "refine detected": "online refiner, detected rows",
-    "refine, edits held": "online refiner, scheduled weight",
+FAMILIES = {
+    "none": ("no constraint", "0.4"),
+    "KL": ("KL to the reference", "C1"),
+    "refine": ("online refiner, all rows", "C0"),
+    "refine detected": ("online refiner, detected rows", "C2"),
+    "refine, held": ("online refiner, weight by a scheduler", "C4"),
+    "refine, accept": ("online refiner, stricter acceptance", "C5"),
 }
-COLORS = dict(zip(FAMILIES, ("0.4", "C1", "C0", "C2", "C4"), strict=True))
+"""What arms belong to, how pictures call it, and its color."""
 
 Runs = dict[str, list[dict]]
 """Records of a task by arm, in the order of the arms."""
 
 
 def family(arm: str) -> str:
-    """Return what an arm belongs to: its name without its number."""
-    words = arm.removesuffix(" at 0.02").split()
-    return " ".join(word for word in words if not word.replace(".", "").isdigit())
+    """Return the family of an arm: its name without its number."""
+    if "," in arm:
+        return "refine, held" if "held" in arm else "refine, accept"
+    return arm.rpartition(" ")[0] or arm
 
 
 def by_task(records: list[dict]) -> dict[str, Runs]:
@@ -43,6 +47,11 @@ def by_task(records: list[dict]) -> dict[str, Runs]:
 def collapsed(record: dict) -> bool:
     """Return whether training has destroyed what the policy could do before it."""
     return record["last"]["true"] < COLLAPSED * record["curves"]["true"][0]
+
+
+def _before(record: dict) -> tuple[float, float]:
+    """Return reward and true quality at the first step, which no update has touched."""
+    return record["curves"]["reward"][0], record["curves"]["true"][0]
 
 
 def last(runs: list[dict], name: str) -> np.ndarray:
@@ -86,6 +95,12 @@ def table(arms: Runs) -> list[str]:
         "| arm | seeds | reward | true quality | degenerate | collapsed | KL | edit ratio | ms per step | vs KL 1 |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
+    start = {record["seed"]: record for runs in arms.values() for record in runs}.values()
+    first = {
+        name: np.array([record["curves"][name][0] for record in start]) for name in ("reward", "true", "degenerate")
+    }
+    spreads = (_spread(first["reward"], 2), _spread(first["true"], 3), _spread(first["degenerate"], 3))
+    lines.append(f"| *before training* | {len(start)} | {' | '.join(spreads)} | – | 0 | – | – | – |")
     for arm, runs in arms.items():
         edits = [np.mean(record["refinement"]["edit_ratio"][-20:]) for record in runs if record["refinement"]]
         time = np.median([record["step_ms"] for record in runs])
@@ -145,8 +160,8 @@ def draw(tasks: dict[str, Runs]) -> None:
             for ax, name in zip(row, measures, strict=True):
                 curves = np.array([_smooth(record["curves"][name]) for record in arms[arm]])
                 steps = np.arange(curves.shape[1]) + 1
-                ax.plot(steps, curves.mean(0), color=COLORS[family(arm)], label=arm)
-                ax.fill_between(steps, curves.min(0), curves.max(0), color=COLORS[family(arm)], alpha=0.15, lw=0)
+                ax.plot(steps, curves.mean(0), color=FAMILIES[family(arm)][1], label=arm)
+                ax.fill_between(steps, curves.min(0), curves.max(0), color=FAMILIES[family(arm)][1], alpha=0.15, lw=0)
         for ax, label in zip(row, measures.values(), strict=True):
             ax.set(xlabel="step", title=f"{task}: {label}")
             ax.grid(alpha=0.3)
@@ -155,16 +170,18 @@ def draw(tasks: dict[str, Runs]) -> None:
 
     figure, axes = plt.subplots(1, len(tasks), figsize=(6.5 * len(tasks), 5), squeeze=False, layout="constrained")
     for ax, (task, arms) in zip(axes[0], tasks.items(), strict=True):
-        for each, label in FAMILIES.items():
+        start = np.mean([_before(record) for runs in arms.values() for record in runs], axis=0)
+        ax.plot(*start, "k*", ms=10, label="before training")
+        for each, (label, color) in FAMILIES.items():
             own = {arm: runs for arm, runs in arms.items() if family(arm) == each}
             means = np.array([(last(runs, "reward").mean(), last(runs, "true").mean()) for runs in own.values()])
             if not own:
                 continue
-            ax.plot(*means.T, "o-", color=COLORS[each], label=label, lw=1)
+            ax.plot(*means.T, "o" if "," in each else "o-", color=color, label=label, lw=1)
             for point, (arm, runs) in zip(means, own.items(), strict=True):
-                ax.plot(last(runs, "reward"), last(runs, "true"), ".", color=COLORS[each], alpha=0.35, ms=4)
-                value = arm.split()[-1]
-                ax.annotate(value, point, textcoords="offset points", xytext=(5, 4), fontsize=7, color=COLORS[each])
+                ax.plot(last(runs, "reward"), last(runs, "true"), ".", color=color, alpha=0.35, ms=4)
+                value = arm.rpartition(", ")[2] if "," in arm else arm.split()[-1]
+                ax.annotate(value, point, textcoords="offset points", xytext=(5, 4), fontsize=7, color=color)
         ax.set(title=task, xlabel="reward", ylabel="true quality", ylim=(-0.03, 1.05))
         ax.grid(alpha=0.3)
     axes[0, 0].legend(fontsize=8)
@@ -178,7 +195,7 @@ def _shown(arms: Runs) -> list[str]:
         own = [arm for arm in arms if family(arm) == each]
         if each == "refine" and DEFAULT in own:
             shown.append(DEFAULT)
-        elif own:
+        elif own and each != "refine, accept":
             shown.append(max(own, key=lambda arm: last(arms[arm], "true").mean()))
     return shown
 
@@ -188,5 +205,5 @@ def _smooth(values: list[float], width: int = 5) -> np.ndarray:
 
 
 def _spread(values: np.ndarray, digits: int, *, sign: bool = False) -> str:
-    deviation = values.std(ddof=1) if len(values) > 1 else float("nan")
-    return f"{values.mean():{'+' if sign else ''}.{digits}f} ± {deviation:.{digits}f}"
+    mean = f"{values.mean():{'+' if sign else ''}.{digits}f}"
+    return f"{mean} ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else mean

@@ -26,7 +26,7 @@ from transformers.utils.logging import disable_progress_bar
 from trl import GRPOConfig, GRPOTrainer
 
 from guardrails import Constraint, Guard, Refinement
-from guardrails.refine import Always, Degenerate, Detector, ModelRefiner
+from guardrails.refine import Acceptance, Always, Degenerate, Detector, ModelRefiner
 from guardrails_trl import GuardrailsCallback
 
 STEPS, LAST = 150, 20
@@ -56,10 +56,12 @@ def _refine(weight, when: Detector | None = None, **settings) -> Arm:
 
 ARMS = {
     "none": Arm(),
-    **{f"KL {beta:g}": Arm(beta=beta) for beta in (0.3, 0.7, 1.0, 1.5, 2.0, 3.0)},
+    **{f"KL {beta:g}": Arm(beta=beta) for beta in (0.3, 0.7, 1.0, 1.5, 3.0)},
     **{f"refine {weight:g}": _refine(weight) for weight in (1.0, 3.0, 10.0)},
-    **{f"refine detected {weight:g}": _refine(weight, Degenerate()) for weight in (3.0, 10.0, 30.0)},
-    "refine, edits held at 0.02": _refine(Constraint("edits", limit=0.02)),
+    **{f"refine detected {weight:g}": _refine(weight, Degenerate()) for weight in (3.0, 10.0)},
+    "refine, edits held at 0.005": _refine(Constraint("edits", limit=0.005)),
+    "refine 3, similar by 0.5": _refine(3.0, accept=Acceptance(similarity=0.5)),
+    "refine 3, reward no worse": _refine(3.0, accept=Acceptance(reward=True)),
 }
 
 
