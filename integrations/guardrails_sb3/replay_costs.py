@@ -34,6 +34,7 @@ class ReplayCosts:
         n_costs: constraints.
         read: returns the costs of a step, ``(n_envs, n_costs)`` and finite, of its infos.
         deliver: is given each batch that the host samples, with its costs, ``(n_rows, n_costs)``.
+        label: returns the actions that ``deliver`` is to see, given rows, environments and the actions stored.
 
     Raises:
         AttachError: if the buffer draws its rows in a way of its own.
@@ -45,10 +46,11 @@ class ReplayCosts:
         n_costs: int,
         read: Callable[[Any], npt.NDArray[np.float64]],
         deliver: Callable[[Any, torch.Tensor], None],
+        label: Callable[[Indices, Indices, torch.Tensor], torch.Tensor],
     ) -> None:
         self.buffer = buffer
         self.values: Costs = np.full((buffer.buffer_size, buffer.n_envs, n_costs), np.nan, dtype=np.float32)
-        self._read, self._deliver = read, deliver
+        self._read, self._deliver, self._label = read, deliver, label
         self._rows: list[tuple[Indices, Indices]] = []
         drawing = seams.drawing(buffer)
         methods = {name: self._drawn(getattr(buffer, name), known=known) for name, known in drawing.items()}
@@ -118,7 +120,8 @@ class ReplayCosts:
                     "Upgrade training-guardrails."
                 )
             costs = self._costs(rows, envs, samples)
-            self._deliver(samples, torch.as_tensor(costs, device=samples.actions.device))
+            judged = samples._replace(actions=self._label(rows, envs, samples.actions))
+            self._deliver(judged, torch.as_tensor(costs, device=samples.actions.device))
             return samples
 
         return sample

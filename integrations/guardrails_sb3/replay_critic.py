@@ -56,6 +56,8 @@ class ReplayCritic:
         self._seen: tuple[Any, FloatArray] | None = None
         self.host = HostCritic(model, guard, settings, horizon)
         self._predictions = Predictions(model.n_envs, self.host.units, self._signs.tolist(), horizon, self.host.gamma)
+        self.executed: Callable[[Any, Any, torch.Tensor], torch.Tensor] | None = None
+        """Returns the actions that the environments got in stored steps, where they are what is to be judged."""
         self._column = self._beside(model.replay_buffer)
         self._seams = off_policy_seams.of(model, self.host, self._learn, lambda: self._batch is not None)
         self._updates = (seams.updates(model), 0, 0)
@@ -63,7 +65,10 @@ class ReplayCritic:
         self._installed = False
 
     def _beside(self, buffer: Any) -> ReplayCosts:
-        return ReplayCosts(buffer, len(self._names), self._stored, self._sampled)
+        return ReplayCosts(buffer, len(self._names), self._stored, self._sampled, self._labelled)
+
+    def _labelled(self, rows: Any, envs: Any, actions: torch.Tensor) -> torch.Tensor:
+        return actions if self.executed is None else self.executed(rows, envs, actions)
 
     def overlays(self) -> dict[str, Callable[..., Any]]:
         """Return the methods of the model that have to be replaced, and by what."""

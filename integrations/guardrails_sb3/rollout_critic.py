@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,8 @@ class RolloutCritic:
         self._predictions = Predictions(model.n_envs, self.host.units, signs, horizon, self.host.gamma)
         self._device, self._seed = model.device, int(model.seed or 0)
         self._epochs = int(getattr(model, "n_epochs", getattr(model, "n_critic_updates", 1)))
+        self.executed: Callable[[], npt.NDArray[Any]] | None = None
+        """Returns the actions that the environments got in this rollout, where they are what is to be judged."""
 
     def begin(self, starts: BoolArray) -> None:
         """Forget the environments in ``starts``: they begin an episode."""
@@ -128,6 +130,7 @@ class RolloutCritic:
         return {f"{self._names[0]}/critic_loss": self.host.critic.take_loss()}
 
     def _actions(self, actions: npt.NDArray[Any]) -> torch.Tensor:
+        actions = actions if self.executed is None else self.executed()
         return self.host.scale(actions.reshape(-1, *actions.shape[2:]))
 
     def _torch(self, observations: Any) -> Any:

@@ -92,6 +92,7 @@ def wrap(
     callback = _callback(host, guard, cost_critic, horizon)
     dials = Dials(host, guard)
     acting = SafeActing(host, guard, None if callback.critic is None else callback.critic.host.risk)
+    acting.inform(callback.critic)
     guard.attach(type(model).__name__, dials=dials.available, acts=True)
     try:
         if state is not None:

@@ -23,6 +23,7 @@ from guardrails_sb3.action_sets.acting import MASKS, Acting, both
 from guardrails_sb3.action_sets.base import Array, BoolArray, Situation
 from guardrails_sb3.action_sets.predicting import Predicting
 from guardrails_sb3.action_sets.replay import ReplayedActions
+from guardrails_sb3.action_sets.shield import CriticShield
 from guardrails_sb3.overlay import Overlay
 
 _PREFIX = "actions."
@@ -53,7 +54,10 @@ class SafeActing:
         self._released = self._proposing = False
         self._labelled = self._enforcement.widths()
         self._replayed: ReplayedActions | None = None
-        if isinstance(model, OffPolicyAlgorithm) and any(part.turned for part in self._enforcement.sets):
+        self._shielded = any(isinstance(part, CriticShield) and part.risk is None for part in self._enforcement.sets)
+        self._rollout: list[Array] = []
+        moving = any(part.turned for part in self._enforcement.sets)
+        if isinstance(model, OffPolicyAlgorithm) and (moving or self._shielded):
             self._replayed = ReplayedActions(model)
         if self._enforcement.sets:
             check_environment(model)
@@ -61,6 +65,14 @@ class SafeActing:
     def release(self) -> None:
         """Enforce nothing from now on, also inside a ``learn`` call that is under way."""
         self._released = True
+
+    def inform(self, critic: Any) -> None:
+        """Let a safety critic that a shield relies on learn from the actions that the environments got.
+
+        From those proposed it would learn that a refused action is as safe as what replaced it, and let it pass.
+        """
+        if self._shielded:
+            critic.executed = self._replayed.label if self._replayed is not None else lambda: np.stack(self._rollout)
 
     def overlays(self, below: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
         """Return the methods of the model to be replaced, and by what; none where there is no set.
@@ -102,6 +114,7 @@ class SafeActing:
                 return original(env, *args, **kwargs)
             check_environment(self._model)
             self._resume(env.unwrapped)
+            self._rollout = []
             with self._holding(env.unwrapped):
                 outcome = original(env, *args, **kwargs)
             if self._replayed is not None:
@@ -138,6 +151,8 @@ class SafeActing:
                 actions = self._enforcement.execute(actions, self._situation(inner), self._memory)
                 if self._replayed is not None:
                     self._replayed.execute(actions)
+                elif self._shielded:
+                    self._rollout.append(actions)
             send(actions)
 
         def step_wait() -> Any:

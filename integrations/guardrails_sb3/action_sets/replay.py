@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from gymnasium import spaces
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
@@ -57,6 +58,20 @@ class ReplayedActions:
         if buffer.pos != position or len(self._known) == 1:
             self._executed[position] = actions
             self._known[position] = True
+
+    def label(self, rows: Any, envs: Any, actions: torch.Tensor) -> torch.Tensor:
+        """Return the executed actions of stored steps, or ``actions`` as they are stored where they were not seen.
+
+        Args:
+            rows: ``(n_rows,)`` of the buffer.
+            envs: ``(n_rows,)``, environments.
+            actions: ``(n_rows, ...)``.
+        """
+        if self._buffer is None or self._buffer is not self._model.replay_buffer:
+            return actions
+        executed = torch.as_tensor(self._executed[rows, envs], device=actions.device).view_as(actions)
+        known = torch.as_tensor(self._known[rows], device=actions.device)
+        return torch.where(known.view(-1, *[1] * (actions.dim() - 1)), executed.to(actions.dtype), actions)
 
     def relabel(self) -> None:
         """Let the host learn from the executed action of every transition that is stored by now."""
