@@ -101,14 +101,14 @@ def test_an_evaluations_metric_is_measured_when_it_is_reported_and_held_in_betwe
         Constraint("c", limit=0.1, cost=positives),
         Constraint("gap", limit=0.01, cost="eval_wrong", scheduler=PID(kp=0.5, ki=0.5)),
         drives={"gap": "args.max_grad_norm"},
-        max_steps=5,
+        max_steps=4,
     )
     trainer.train()
     lines = [json.loads(line) for line in (tmp_path / "guardrails" / "ledger.jsonl").read_text().splitlines()]
     steps = [line["decision"] for line in lines if line["kind"] == "step"]
     gaps = [step["constraints"]["gap"]["cost"] for step in steps]
     own = [step["constraints"]["c"]["cost"] for step in steps]
-    measured = [2, 5, 7]  # after steps 2 and 4, and the host's own at the end
+    measured = [2, 5]  # after steps 2 and 4
     assert [index for index, gap in enumerate(gaps) if gap != "NaN"] == measured
     assert [gaps[index] for index in measured] == logged(trainer, "eval_wrong")
     assert [index for index, cost in enumerate(own) if cost == "NaN"] == measured

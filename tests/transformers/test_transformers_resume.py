@@ -165,7 +165,7 @@ def test_a_checkpoint_without_a_usable_state_stops_before_the_first_step(tmp_pat
     with pytest.raises(StateError, match=f"(?s)checkpoint-4.*{message}"):
         later.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert guard.state_dict() == before
-    assert later.state.global_step == 4
+    assert guard.decision is None
 
 
 def test_an_unguarded_runs_checkpoint_is_taken_by_explicit_choice(tmp_path, caplog):
