@@ -14,11 +14,11 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from guardrails import AttachError, Decision, Guard, Rollout, RolloutError
+from guardrails import AttachError, Decision, Dial, Guard, Rollout, RolloutError
 from guardrails.ledger import Ledger
 from guardrails_transformers import seams
 from guardrails_transformers.checkpoint import load_guard, save_guard
-from guardrails_transformers.costs import BatchFunction, check_evaluation, check_gates, sources
+from guardrails_transformers.costs import BatchFunction, Source, check_evaluation, check_gates, sources
 from guardrails_transformers.dials import Dials
 from guardrails_transformers.loss import GuardedLoss, without_effect
 from guardrails_transformers.rows import Traffic
@@ -82,17 +82,17 @@ class GuardrailsCallback(TrainerCallback):
         if not isinstance(guard, Guard):
             raise AttachError(f"GuardrailsCallback(trainer, guard) needs a Guard second, not {type(guard).__name__}.")
         host = Host(trainer)
-        found = sources(guard, columns, host.name)
-        guard.check_columns({*found, "costs"}, f"the {host.name} host")
-        check_evaluation(trainer, found, host.name)
-        check_gates(guard, found)
-        dials = Dials(trainer, guard, drives or {}, host.name)
-        followed = {part.name for part in guard.constraints} if "costs" in guard.requires else guard.requires
-        idle = {part.name for part in guard.constraints} - set(drives or {}) - followed
-        for name in sorted(idle):
-            if found[name].metric:
-                raise AttachError(without_effect(name, f"'{found[name].metric}' has no gradient"))
-        guard.attach(host.name, dials=dials.available)
+        guard.attach(host.name, dials=[part.name for part in guard.parts if isinstance(part, Dial)])
+        try:
+            found = sources(guard, columns, host.name)
+            guard.check_columns({*found, "costs"}, f"the {host.name} host")
+            check_evaluation(trainer, found, host.name)
+            check_gates(guard, found)
+            idle = _idle(guard, found, drives or {})
+            dials = Dials(trainer, guard, drives or {}, host.name)
+        except BaseException:
+            guard.detach()
+            raise
         self._loss = GuardedLoss(host, guard, found, driving=drives or {}, idle=idle)
         self._evaluated = {name: source.metric for name, source in found.items() if source.metric}
         self._host: Host | None = host
@@ -262,3 +262,13 @@ class GuardrailsCallback(TrainerCallback):
         if checkpoint is not None and load_guard(self._guard, os.fspath(checkpoint), missing_ok=self._missing_ok):
             logger.info("Restored the guard's multipliers from %s: %s", checkpoint, self._guard.multipliers)
         return result
+
+
+def _idle(guard: Guard, found: Mapping[str, Source], drives: Mapping[str, str]) -> set[str]:
+    """Return the constraints that act through the loss or not at all."""
+    names = {part.name for part in guard.constraints}
+    idle = names - set(drives) - (names if "costs" in guard.requires else guard.requires)
+    for name in sorted(idle):
+        if found[name].metric:
+            raise AttachError(without_effect(name, f"'{found[name].metric}' has no gradient"))
+    return idle

@@ -64,7 +64,6 @@ class Dials:
     def __init__(self, trainer: Any, guard: Guard, drives: Mapping[str, str], host: str) -> None:
         dials = {part.name: part.value for part in guard.parts if isinstance(part, Dial)}
         dials.pop("penalty", None)
-        self.available = tuple(dials)
         self._scaled = LEARNING_RATE in dials
         self._rates: list[Any] = []
         self._groups: list[dict[str, Any]] = []

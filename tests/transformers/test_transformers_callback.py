@@ -21,8 +21,9 @@ from tiny_trainer import (
 from torch import nn
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
-from guardrails import AttachError, Constraint, Dial, Gate, Guard, Require, RolloutError
+from guardrails import AttachError, Constraint, Dial, Gate, Guard, Refinement, Require, RolloutError
 from guardrails.competence import ConstraintSatisfaction, FromFunction
+from guardrails.refine import FunctionRefiner
 from guardrails.schedulers import PID, AdaptiveKL, Fixed
 from guardrails_transformers import GuardrailsCallback
 
@@ -271,6 +272,14 @@ def test_what_is_no_trainer_is_refused(tmp_path):
         GuardrailsCallback(classifier(), Guard(Constraint("c", limit=0.1, cost=positives)))
     with pytest.raises(AttachError, match="needs a Guard second, not Constraint"):
         GuardrailsCallback(build(classifier(), tmp_path, Rows(8)), Constraint("c", limit=0.1, cost=positives))
+
+
+def test_a_refinement_has_nothing_to_correct_here(tmp_path):
+    trainer = build(classifier(), tmp_path, Rows(8))
+    guard = Guard(Refinement(FunctionRefiner(lambda prompt, completion: completion)))
+    with pytest.raises(AttachError, match=r"has nothing to correct on Trainer"):
+        GuardrailsCallback(trainer, guard)
+    assert "compute_loss" not in vars(trainer)
 
 
 def test_a_host_whose_methods_have_changed_names_its_version(tmp_path, monkeypatch):
