@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,25 +10,19 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
 from guardrails import AttachError, Decision, Dial, Guard, Rollout, RolloutError
-from guardrails.ledger import Ledger
 from guardrails_transformers import seams
-from guardrails_transformers.checkpoint import load_guard, save_guard
+from guardrails_transformers.attached import PREFIX, AttachedCallback
 from guardrails_transformers.costs import BatchFunction, Source, check_evaluation, check_gates, sources
 from guardrails_transformers.dials import Dials
 from guardrails_transformers.loss import GuardedLoss, without_effect
 from guardrails_transformers.rows import Traffic
 from guardrails_transformers.seams import Host
 
-logger = logging.getLogger(__name__)
 
-PREFIX = "guardrails/"
-"""Start of every metric this adapter adds to the host's."""
-
-
-class GuardrailsCallback(TrainerCallback):
+class GuardrailsCallback(AttachedCallback):
     """Guards a trainer whose loss comes from one forward pass: loss + Σ ψᵢ(vᵢ), vᵢ the scaled violation of cost i.
 
     ψ(v) is λ v for most schedulers and ([λ + ρ v]₊² - λ²) / 2ρ for `AugmentedLagrangian`. It joins the loss with its
@@ -95,60 +87,33 @@ class GuardrailsCallback(TrainerCallback):
             raise
         self._loss = GuardedLoss(host, guard, found, driving=drives or {}, idle=idle)
         self._evaluated = {name: source.metric for name, source in found.items() if source.metric}
-        self._host: Host | None = host
-        self._guard, self._dials = guard, dials
-        self._missing_ok, self._record_at = missing_ok, ledger
-        self._ledger: Ledger | None = None
+        self._host, self._dials = host, dials
         self._pending: dict[str, list[float]] = defaultdict(list)
         self._reported: set[str] | None = None
         self._begun: dict[str, Any] | None = None
         host.wrap(seams.LOSS, self._compute_loss)
         host.wrap(seams.LOG, self._log)
-        host.wrap(seams.SAVE, self._save)
-        host.wrap(seams.RESUME, self._resume)
+        super().__init__(host, guard, missing_ok=missing_ok, ledger=ledger)
         dials.set(guard)
-
-    @property
-    def guard(self) -> Guard:
-        """The guard; its ``decision`` says what was decided last, and why."""
-        return self._guard
 
     @property
     def traffic(self) -> Traffic:
         """What the guard has sent between processes so far."""
         return self._loss.rows.traffic
 
-    def detach(self) -> None:
-        """Leave the trainer as it was before, and release the guard. Does nothing when already detached.
-
-        Raises:
-            AttachError: if something else has wrapped the trainer since; it stays guarded then.
-        """
-        host = self._host
-        if host is None:
-            return
-        host.unwrap()
+    def _let_go(self) -> None:
         self._dials.restore()
-        while host.has_callback(self):
-            host.trainer.remove_callback(self)
-        self._host = None
-        self._close_ledger()
-        self._guard.detach()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Open the ledger; refuse to run as the callback of another trainer than the one it was built for."""
-        if self._host is None or state is not self._host.trainer.state:
-            raise AttachError(
-                "This GuardrailsCallback was built for another trainer or was detached. Build one for this trainer: "
-                "GuardrailsCallback(trainer, guard)."
-            )
+        """Open the ledger, and begin with what is in force."""
         if state.is_hyper_param_search:
             raise AttachError(
                 "hyperparameter_search trains several models, and a guard belongs to one: its multipliers would pass "
                 "from trial to trial. Search without the guard."
             )
+        super().on_train_begin(args, state, control, **kwargs)
         if self._begun is not None and args.auto_find_batch_size and state.global_step == 0:
             self._guard.load_state_dict(self._begun)  # the host begins anew, with smaller batches
         self._begun = self._guard.state_dict()
@@ -156,18 +121,13 @@ class GuardrailsCallback(TrainerCallback):
         self._pending.clear()
         self._reported = None
         self._dials.set(self._guard)
-        recording = self._guard.ledger is not None and not self._guard.ledger.closed
-        if state.is_world_process_zero and self._record_at is not False and not recording:
-            beside = Path(str(args.output_dir)) / "guardrails" / "ledger.jsonl"
-            path = beside if self._record_at is True else Path(self._record_at)
-            self._ledger = self._guard.record(path, seed=args.seed)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Close the ledger that was opened when the training began."""
         self._begun = None
-        self._close_ledger()
+        super().on_train_end(args, state, control, **kwargs)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -197,7 +157,7 @@ class GuardrailsCallback(TrainerCallback):
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Decide on what an evaluation within the training reports."""
-        if self._host is None or not self._host.trainer.is_in_train or not self._evaluated:
+        if not self._host.trainer.is_in_train or not self._evaluated:
             return
         metrics = kwargs["metrics"]
         found = {name: float(metrics[key]) for name, key in self._evaluated.items() if key in metrics}
@@ -215,28 +175,13 @@ class GuardrailsCallback(TrainerCallback):
             if not math.isnan(value):
                 self._pending[name].append(value)
 
-    def _close_ledger(self) -> None:
-        if self._ledger is not None:
-            self._ledger.close()
-            self._ledger = None
-
-    def _attached(self) -> Host:
-        if self._host is None:
-            raise AttachError("This GuardrailsCallback is detached.")
-        return self._host
-
     def _compute_loss(
         self, original: Callable[..., Any], model: nn.Module, inputs: Any, *args: Any, **kwargs: Any
     ) -> Any:
         """Guard the losses that are trained on; the others are the host's own."""
-        host = self._attached()
-        if not seams.in_training(host.trainer, model):
+        if not seams.in_training(self._host.trainer, model):
             return original(model, inputs, *args, **kwargs)
-        if not host.has_callback(self):
-            raise AttachError(
-                "A guard is attached to this trainer, but its callback was not added. Call "
-                "trainer.add_callback(callback) before trainer.train(), or callback.detach()."
-            )
+        self._check_added(self._host)
         if not self._loss.columns:
             return original(model, inputs, *args, **kwargs)
         return self._loss.compute(original, model, inputs, *args, **kwargs)
@@ -247,21 +192,6 @@ class GuardrailsCallback(TrainerCallback):
             logs |= {f"{PREFIX}{name}": sum(values) / len(values) for name, values in self._pending.items()}
             self._pending.clear()
         return original(logs, *args, **kwargs)
-
-    def _save(self, original: Callable[..., Any], model: nn.Module, trial: Any) -> Any:
-        """Write the guard's state into the checkpoint first, so that no checkpoint is ever whole without it."""
-        host = self._attached()
-        if host.trainer.args.should_save:
-            folder = host.checkpoint(trial)
-            folder.mkdir(parents=True, exist_ok=True)
-            save_guard(self._guard, folder)
-        return original(model, trial)
-
-    def _resume(self, original: Callable[..., Any], checkpoint: str | None) -> Any:
-        result = original(checkpoint)
-        if checkpoint is not None and load_guard(self._guard, os.fspath(checkpoint), missing_ok=self._missing_ok):
-            logger.info("Restored the guard's multipliers from %s: %s", checkpoint, self._guard.multipliers)
-        return result
 
 
 def _idle(guard: Guard, found: Mapping[str, Source], drives: Mapping[str, str]) -> set[str]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from guardrails import RolloutError
 from guardrails.rollout import FloatArray
-from guardrails_transformers.seams import Host
+from guardrails_transformers.wrapping import Wrapping
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Rows:
             batch.append(cost if cost.ndim else cost.expand(max(n_rows, 1)))
         self._batches.append(batch)
 
-    def running_mean(self, host: Host, means: Tensor, counts: Tensor) -> Tensor:
+    def running_mean(self, host: Wrapping, means: Tensor, counts: Tensor) -> Tensor:
         """Return the mean cost so far in this step over all processes, for costs whose penalty depends on it.
 
         Args:
@@ -83,7 +83,7 @@ class Rows:
         self._sums = sums if self._sums is None else self._sums + sums
         return self._sums[0] / self._sums[1].clamp(min=1.0)
 
-    def take(self, host: Host) -> tuple[dict[str, FloatArray | None], set[str]]:
+    def take(self, host: Wrapping) -> tuple[dict[str, FloatArray | None], set[str]]:
         """Return the step's columns over all processes, and those of them that had a gradient; then forget them.
 
         None stands for a column without rows where others have some. This copies from the device once.
@@ -101,7 +101,7 @@ class Rows:
         }
         return self._filled(found), graded
 
-    def agree(self, host: Host, values: Tensor) -> list[float]:
+    def agree(self, host: Wrapping, values: Tensor) -> list[float]:
         """Return the first process's ``values``, so that all decide on the same ones."""
         if host.is_alone:
             return values.tolist()
@@ -126,7 +126,7 @@ class Rows:
         filler = finite.mean() if finite.size else np.nan
         return np.concatenate([column, np.full(n_rows - len(column), filler)])
 
-    def _exchange(self, host: Host, header: list[float], columns: list[Tensor]) -> list[FloatArray]:
+    def _exchange(self, host: Wrapping, header: list[float], columns: list[Tensor]) -> list[FloatArray]:
         """Return every process's header and values; the second call is needed only where there are more rows than ever.
 
         Collectives need equal lengths, which no process knows of another. So all send as many numbers as the most
@@ -147,7 +147,7 @@ class Rows:
                 return list(ranks)
             self._capacity = most
 
-    def _gather(self, host: Host, values: Tensor) -> Tensor:
+    def _gather(self, host: Wrapping, values: Tensor) -> Tensor:
         gathered = host.gather(values)
         self.traffic.collectives += 1
         self.traffic.bytes += gathered.nbytes

@@ -6,40 +6,31 @@ what reads one. All of them are checked before the first is touched.
 
 from __future__ import annotations
 
-import functools
 import inspect
-import os
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
 from transformers import Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from guardrails import AttachError
+from guardrails_transformers.wrapping import CHECKPOINTS, Wrapping, is_wrapped
 
 LOSS = "compute_loss"
 LOG = "log"
-SAVE = "_save_checkpoint"
-RESUME = "_load_optimizer_and_scheduler"
 
 _PARAMETERS = {
     LOSS: ["model", "inputs", "return_outputs", "num_items_in_batch"],
     LOG: ["logs", "start_time"],
-    SAVE: ["model", "trial"],
-    RESUME: ["checkpoint"],
+    **CHECKPOINTS,
 }
 _ATTRIBUTES = ("accelerator", "callback_handler", "model_accepts_loss_kwargs", "compute_loss_func", "_get_output_dir")
 _COMPLETIONS = ("GRPOTrainer", "RLOOTrainer", "OnlineDPOTrainer")
 """TRL's trainers that sample completions and score them: a cost of theirs belongs to a completion."""
 
-_MARK = "guarded_by"
 
-
-class Host:
+class Host(Wrapping):
     """A transformers `Trainer`, seen through the names this adapter needs.
 
     Args:
@@ -57,21 +48,8 @@ class Host:
                 f"GuardrailsCallback(trainer, guard) guards an instance of transformers' Trainer or of a subclass, not "
                 f"{kind}."
             )
-        self.name = type(trainer).__name__
-        _check(trainer, self.name)
-        self.trainer: Any = trainer
-        self._wrappers: dict[str, Any] = {}
-        self._before: dict[str, Any] = {}
-
-    @property
-    def is_alone(self) -> bool:
-        """Whether this is the only process, so that local data is all there is."""
-        return bool(self.trainer.accelerator.num_processes == 1)
-
-    def gather(self, values: Tensor) -> Tensor:
-        """Return the equally long ``values`` of all processes, one after the other."""
-        gathered: Tensor = self.trainer.accelerator.gather(values)
-        return gathered
+        _check(trainer, type(trainer).__name__)
+        super().__init__(trainer)
 
     def accumulation(self, num_items_in_batch: Any) -> int:
         """Return what a term of one batch's mean has to be divided by before it joins the host's loss.
@@ -100,46 +78,6 @@ class Host:
         plain = self.trainer.accelerator.unwrap_model(model)
         return plain.get_base_model() if hasattr(plain, "get_base_model") else plain
 
-    def checkpoint(self, trial: Any) -> Path:
-        """Return the folder of the checkpoint that is written now."""
-        folder = f"{PREFIX_CHECKPOINT_DIR}-{self.trainer.state.global_step}"
-        return Path(os.fspath(self.trainer._get_output_dir(trial=trial))) / folder
-
-    def has_callback(self, callback: Any) -> bool:
-        """Whether ``callback`` was added to the trainer."""
-        return any(present is callback for present in self.trainer.callback_handler.callbacks)
-
-    def wrap(self, name: str, wrapper: Callable[..., Any]) -> None:
-        """Put ``wrapper(original, *args)`` in the place of a method, on this instance alone."""
-        original = getattr(self.trainer, name)
-
-        @functools.wraps(original)
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            return wrapper(original, *args, **kwargs)
-
-        setattr(wrapped, _MARK, self)
-        if name in vars(self.trainer):
-            self._before[name] = vars(self.trainer)[name]
-        self._wrappers[name] = wrapped
-        setattr(self.trainer, name, wrapped)
-
-    def unwrap(self) -> None:
-        """Take all wrappers off, or none.
-
-        Raises:
-            AttachError: if somebody has wrapped a method again since.
-        """
-        for name, wrapped in self._wrappers.items():
-            if vars(self.trainer).get(name) is not wrapped:
-                raise AttachError(
-                    f"{self.name}.{name} was replaced after the guard was attached, so it cannot be put back. Undo "
-                    "that replacement first, then call detach()."
-                )
-        for name in self._wrappers:
-            delattr(self.trainer, name)
-        vars(self.trainer).update(self._before)
-        self._wrappers, self._before = {}, {}
-
 
 def _check(trainer: Any, name: str) -> None:
     foreign = next((base.__name__ for base in type(trainer).__mro__ if base.__name__ in _COMPLETIONS), None)
@@ -148,7 +86,7 @@ def _check(trainer: Any, name: str) -> None:
             f"{name} samples completions, and its costs are functions of them. Guard it with "
             "guardrails_trl.GuardrailsCallback."
         )
-    if any(hasattr(vars(trainer).get(method), _MARK) for method in _PARAMETERS):
+    if any(is_wrapped(trainer, method) for method in _PARAMETERS):
         raise AttachError(
             f"This {name} is guarded already. Call detach() on the GuardrailsCallback it has; put several constraints "
             "into one Guard."

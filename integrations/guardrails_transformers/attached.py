@@ -1,0 +1,117 @@
+"""What the callbacks of all transformers-based hosts share: the ledger, the guard's state in checkpoints, detaching."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from guardrails import AttachError, Guard
+from guardrails.ledger import Ledger
+from guardrails_transformers.checkpoint import load_guard, save_guard
+from guardrails_transformers.wrapping import RESUME, SAVE, Wrapping
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "guardrails/"
+"""Start of every metric and table column that an adapter adds to the host's."""
+
+
+class AttachedCallback(TrainerCallback):
+    """A guard attached to a trainer, whatever it does there.
+
+    Args:
+        host: the trainer, checked; its methods that write and read checkpoints are wrapped.
+        guard: attached to the host already.
+        missing_ok: resume also from a checkpoint without a guard's state, with the guard as it is.
+        ledger: where the main process records every decision while it trains; True is
+            ``<output_dir>/guardrails/ledger.jsonl``, False is nowhere. A guard that records already goes on as it is.
+    """
+
+    def __init__(self, host: Wrapping, guard: Guard, *, missing_ok: bool, ledger: str | Path | bool) -> None:
+        self._wrapping: Wrapping | None = host
+        self._guard = guard
+        self._missing_ok = missing_ok
+        self._record_at = ledger
+        self._ledger: Ledger | None = None
+        host.wrap(SAVE, self._save)
+        host.wrap(RESUME, self._resume)
+
+    @property
+    def guard(self) -> Guard:
+        """The guard; its ``decision`` says what was decided last, and why."""
+        return self._guard
+
+    def detach(self) -> None:
+        """Leave the trainer as it was before, and release the guard. Does nothing when already detached.
+
+        Raises:
+            AttachError: if something else has wrapped the trainer since; it stays guarded then.
+        """
+        host = self._wrapping
+        if host is None:
+            return
+        host.unwrap()
+        self._let_go()
+        host.forget(PREFIX)
+        while host.has_callback(self):
+            host.trainer.remove_callback(self)
+        self._wrapping = None
+        self._close_ledger()
+        self._guard.detach()
+
+    def _let_go(self) -> None:
+        """Restore what else was changed, once the methods are unwrapped."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Open the ledger; refuse to run as the callback of another trainer than the one it was built for."""
+        if self._wrapping is None or state is not self._wrapping.trainer.state:
+            raise AttachError(
+                "This GuardrailsCallback was built for another trainer or was detached. Build one for this trainer: "
+                "GuardrailsCallback(trainer, guard)."
+            )
+        recording = self._guard.ledger is not None and not self._guard.ledger.closed
+        if state.is_world_process_zero and self._record_at is not False and not recording:
+            beside = Path(str(args.output_dir)) / "guardrails" / "ledger.jsonl"
+            path = beside if self._record_at is True else Path(self._record_at)
+            self._ledger = self._guard.record(path, seed=args.seed)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Close the ledger that was opened when the training began."""
+        self._close_ledger()
+
+    def _close_ledger(self) -> None:
+        if self._ledger is not None:
+            self._ledger.close()
+            self._ledger = None
+
+    def _check_added(self, host: Wrapping) -> None:
+        """Raise unless this callback hears of the training it acts in."""
+        if not host.has_callback(self):
+            raise AttachError(
+                "A guard is attached to this trainer, but its callback was not added. Call "
+                "trainer.add_callback(callback) before trainer.train(), or callback.detach()."
+            )
+
+    def _save(self, original: Callable[..., Any], model: Any, trial: Any) -> Any:
+        """Write the guard's state into the checkpoint first, so that no checkpoint is ever whole without it."""
+        host = self._wrapping
+        if host is not None and host.trainer.args.should_save:
+            folder = host.checkpoint(trial)
+            folder.mkdir(parents=True, exist_ok=True)
+            save_guard(self._guard, folder)
+        return original(model, trial)
+
+    def _resume(self, original: Callable[..., Any], checkpoint: str | None) -> Any:
+        result = original(checkpoint)
+        if checkpoint is not None and load_guard(self._guard, os.fspath(checkpoint), missing_ok=self._missing_ok):
+            logger.info("Restored the guard's multipliers from %s: %s", checkpoint, self._guard.multipliers)
+        return result
