@@ -33,6 +33,7 @@ class _Scored(NamedTuple):
 
     rewards: Tensor
     costs: dict[str, Tensor]
+    lengths: Tensor
     completion_ids: list[list[int]]
     texts: tuple[list[Any], list[Any]]
     inputs: list[dict[str, Any]]
@@ -55,7 +56,7 @@ class GuardrailsCallback(AttachedCallback):
     several, whose values are summed. ``None`` or NaN for a completion counts as a violation. A completion that no
     reward function scored has A_r = 0, as in TRL, and its cost still counts.
 
-    Metrics may read rewards and costs; on one process also lengths, prompts, completions, the data set's rows as
+    Metrics may read rewards, costs and lengths; on one process also prompts, completions, the data set's rows as
     infos, and ``entropy`` and ``kl`` where the host computes them anyway: RLOO the first, GRPO both where a batch
     is used for more than one update. Dials: ``beta``, ``temperature``, ``max_completion_length``; see
     `guardrails_trl.dials`.
@@ -160,20 +161,17 @@ class GuardrailsCallback(AttachedCallback):
             f"{PREFIX}{name}/cost" + (f"[{i}]" if i else ""): function
             for name, parts in self._functions.items()
             for i, function in enumerate(parts)
-        }
+        } | {f"{PREFIX}length": _lengths}
         with host.scoring_with(functions, has_async=self._has_async):
             columns = original(inputs, prompts, completions, completion_ids_list)
         n_rewards = columns.shape[1] - len(functions)
         rewards, remaining = columns[:, :n_rewards], columns[:, n_rewards:]
-        sizes = [len(parts) for parts in self._functions.values()]
-        costs = {
-            name: part.sum(dim=1)
-            for name, part in zip(self._functions, torch.split(remaining, sizes, dim=1), strict=True)
-        }
+        parts = torch.split(remaining, [*map(len, self._functions.values()), 1], dim=1)
+        costs = {name: part.sum(dim=1) for name, part in zip(self._functions, parts[:-1], strict=True)}
         total = host.total_rewards(rewards)
         if total.isnan().any():
             _warn_unscored(host, columns, n_rewards, prompts, completions)
-        self._scored = _Scored(total, costs, completion_ids_list, (prompts, completions), inputs)
+        self._scored = _Scored(total, costs, parts[-1][:, 0], completion_ids_list, (prompts, completions), inputs)
         return rewards
 
     def _generate_and_score(self, original: Callable[..., Any], inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -212,7 +210,7 @@ class GuardrailsCallback(AttachedCallback):
         rollout = Rollout(
             rewards=_column(scored.rewards),
             costs={name: _column(costs) for name, costs in scored.costs.items()},
-            lengths=[len(ids) for ids in scored.completion_ids] if alone else None,
+            lengths=_column(scored.lengths),
             prompts=scored.texts[0] if alone else None,
             completions=scored.texts[1] if alone else None,
             infos=scored.inputs if alone else None,
@@ -259,6 +257,11 @@ def _written(host: Host, scored: _Scored) -> Written:
     prompts, completions = scored.texts
     rewards = host.local(scored.rewards, len(prompts))
     return Written(scored.inputs, prompts, completions, scored.completion_ids, rewards.tolist())
+
+
+def _lengths(completion_ids: list[list[int]], **columns: Any) -> list[float]:
+    """Score completions by their tokens, so that the host gathers these along with everything it scores."""
+    return [float(len(ids)) for ids in completion_ids]
 
 
 def _column(values: Tensor) -> Any:

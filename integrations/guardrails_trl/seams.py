@@ -74,9 +74,9 @@ class Host(Wrapping):
     @property
     def rollout_columns(self) -> set[str]:
         """Columns of the rollouts a guard sees here: with several processes only what the host gathers anyway."""
-        columns = {"rewards", "costs"}
+        columns = {"rewards", "costs", "lengths"}
         if self.is_alone:
-            columns |= {"lengths", "prompts", "completions", "infos"}
+            columns |= {"prompts", "completions", "infos"}
             columns |= {"entropy"} if self._has_old_log_probs else set()
             columns |= {"kl"} if self._has_old_log_probs and self._is_grpo and self.trainer.beta != 0.0 else set()
         return columns
