@@ -197,9 +197,7 @@ def test_a_cost_that_is_not_finite_is_a_violation_and_never_reaches_the_weights(
         hole[0] = 1.0
         return rows + (torch.log(rows * 0.0) * 0.0 if broken == "value" else -torch.log(rows * 0.0)) * hole
 
-    plain = build(classifier(), tmp_path, Rows(64), max_steps=3)
-    plain.train()
-    trainer = build(classifier(), tmp_path, Rows(64), max_steps=3)
+    trainer = build(classifier(), tmp_path, Rows(64), max_steps=3, logging_nan_inf_filter=False)
     guard = Guard(Constraint("c", limit=0.1, cost=cost, scheduler=scheduler))
     trainer.add_callback(GuardrailsCallback(trainer, guard))
     trainer.train()
@@ -208,7 +206,7 @@ def test_a_cost_that_is_not_finite_is_a_violation_and_never_reaches_the_weights(
     if broken != "gradient":
         assert facts.invalid_rows > 0
         assert facts.cost > 0.1
-    assert logged(trainer, "loss")[0] == logged(trainer, "loss")[0]
+    assert torch.tensor(logged(trainer, "loss")).isfinite().all()
 
 
 def test_a_gate_may_not_take_a_batchs_number_for_the_evidence_of_its_rows(tmp_path):
