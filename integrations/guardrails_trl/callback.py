@@ -16,9 +16,9 @@ from trl.trainer.rloo_trainer import RLOOTrainer
 
 import guardrails_transformers
 from guardrails import AttachError, Constraint, Guard, Rollout
+from guardrails_transformers.attached import PREFIX, AttachedCallback
 from guardrails_trl import hosts
 from guardrails_trl.advantages import mix
-from guardrails_trl.attached import PREFIX, AttachedCallback
 from guardrails_trl.costs import cost_functions, is_async
 from guardrails_trl.dials import Dials
 from guardrails_trl.pairs import PairsCallback

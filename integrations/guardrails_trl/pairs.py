@@ -25,11 +25,11 @@ from torch import Tensor
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from guardrails import AttachError, Guard, Rollout
+from guardrails_transformers.attached import PREFIX, AttachedCallback
 from guardrails_transformers.rows import Rows, Traffic
-from guardrails_trl.attached import PREFIX, AttachedCallback
+from guardrails_transformers.wrapping import CHECKPOINTS, Wrapping
 from guardrails_trl.costs import cost_functions, is_async
 from guardrails_trl.seams import SUPPORTED
-from guardrails_trl.wrapping import CHECKPOINTS, Wrapping
 
 SCORE = "_calculate_rewards_from_functions"
 LOG = "log"

@@ -19,8 +19,8 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.rloo_trainer import RLOOTrainer
 
 from guardrails import AttachError
+from guardrails_transformers.wrapping import CHECKPOINTS, Wrapping
 from guardrails_trl import advantages
-from guardrails_trl.wrapping import CHECKPOINTS, Wrapping
 
 SUPPORTED = "trl>=1.8,<2"
 """Versions whose names are known here; errors ask for them, and the extra ``trl`` does."""
