@@ -6,6 +6,7 @@ The guard decides whenever episodes have ended; what it decides acts in the host
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -23,6 +24,8 @@ from guardrails_sb3.costs import Episodes, cost_reader
 from guardrails_sb3.replay_critic import ReplayCritic
 from guardrails_sb3.telemetry import record
 from guardrails_sb3.trajectories import TRAJECTORY_COLUMNS, Trajectories
+
+logger = logging.getLogger(__name__)
 
 _CRITIC = "safety."
 
@@ -51,7 +54,7 @@ class OffPolicyGuard(BaseCallback):
         self._episodes = Episodes(model.n_envs, self._names)
         self._trajectories = Trajectories(model.n_envs, guard.requires & TRAJECTORY_COLUMNS)
         self._follows: tuple[Any, ...] = (seams.last_observations(model),)
-        self._released = False
+        self._released = self._told = False
 
     def overlays(self) -> dict[str, Callable[..., Any]]:
         """Return the methods of the model that have to be replaced, and by what."""
@@ -68,8 +71,18 @@ class OffPolicyGuard(BaseCallback):
             self.critic.check()
 
     def lifted(self) -> AbstractContextManager[None]:
-        """Return a context in which the replay buffer is the host's own, to be pickled."""
-        return nullcontext() if self.critic is None else self.critic.lifted()
+        """Return a context in which the model is the host's own, to be saved."""
+        if self.critic is None:
+            return nullcontext()
+        if self.critic.host.critic.discrete and self.critic.host.acting and not self._told:
+            self._told = True
+            logger.warning(
+                "The Q-network of this %s holds the reward alone, and the constraints act where its actions are "
+                "chosen: what is saved acts without its constraints unless it is wrapped again, by wrap(..., "
+                "resume=path).",
+                type(self._host).__name__,
+            )
+        return self.critic.lifted()
 
     def release(self) -> None:
         """Take everything out, and do nothing from now on, also inside a ``learn`` that still holds this callback."""
@@ -124,8 +137,6 @@ class OffPolicyGuard(BaseCallback):
         if self._host.num_timesteps <= self._host.learning_starts:
             return
         decision = self.guard.step(rollout)
-        if self.critic is not None:
-            self.critic.host.refresh()
         record(self.logger, decision, metrics)
 
     def tensors(self) -> dict[str, torch.Tensor]:

@@ -171,7 +171,7 @@ class GreedySeams(HostSeams):
         if not self._training():
             return None
         self.learned += 1
-        acting = self._host_critic.acting
+        acting = bool(self._host_critic.acting)
         scores = self._lowered(args[0], output, target=True) if acting else output
         means = scores if scores.dim() == 2 else scores.mean(dim=1)
         chosen = means.argmax(dim=-1)

@@ -61,6 +61,7 @@ class HostCritic:
         self._model, self._guard = model, guard
         self.horizon, self.gamma = horizon, float(getattr(model, "gamma", 1.0))
         self._names = [part.name for part in guard.constraints]
+        self._signs = [-1.0 if part.sense == ">=" else 1.0 for part in guard.constraints]
         scales = [part.violation_scale for part in guard.constraints]
         self._per_episode = critic_unit(horizon, self.gamma)
         self.units = np.array([scale * self._per_episode for scale in scales])
@@ -74,13 +75,12 @@ class HostCritic:
                 int(space.n) if isinstance(space, spaces.Discrete) else int(np.prod(space.shape)),
                 costs=self._names,
                 units=self.units.tolist(),
-                signs=[-1.0 if part.sense == ">=" else 1.0 for part in guard.constraints],
+                signs=self._signs,
                 discrete=isinstance(space, spaces.Discrete),
                 settings=settings,
                 device=model.device,
                 encoding=self._encoding(any(True for _ in encoder.parameters())),
             )
-        self.refresh()
 
     def _encoding(self, learned: bool) -> Callable[[], AbstractContextManager[Any]]:
         """Return the context of the encoder: a learned one may draw random numbers, as dropout does."""
@@ -124,22 +124,14 @@ class HostCritic:
         first = next(iter(observations.values())) if isinstance(observations, dict) else observations
         return observations if isinstance(first, torch.Tensor) else self._model.policy.obs_to_tensor(observations)[0]
 
-    def refresh(self) -> None:
-        """Look up which constraints have a penalty; to be called whenever the guard has decided."""
-        self._acting = [
+    @property
+    def acting(self) -> list[int]:
+        """The constraints that have a penalty, now; the others need not be asked for."""
+        return [
             index
             for index, part in enumerate(self._guard.constraints)
-            if self._guard.penalty(part.name, part.bound + _EXTREME * part.violation_scale * self._sign(part))
+            if self._guard.penalty(part.name, part.bound + _EXTREME * part.violation_scale * self._signs[index])
         ]
-
-    @staticmethod
-    def _sign(part: Any) -> float:
-        return -1.0 if part.sense == ">=" else 1.0
-
-    @property
-    def acting(self) -> bool:
-        """Whether some constraint has a penalty at all."""
-        return bool(self._acting)
 
     def penalty(self, risks: torch.Tensor) -> torch.Tensor:
         """Return Σ ψ_i in the unit of the reward's Q, for risks ``(..., n_constraints)`` of actions.
@@ -149,7 +141,7 @@ class HostCritic:
         force, so λ weighs a unit of cost against a unit of reward on every host.
         """
         terms = []
-        for index in self._acting:
+        for index in self.acting:
             part, unit = self._guard.constraints[index], float(self.units[index])
             per_episode = risks[..., index] / self._per_episode
             terms.append(unit * self._guard.penalty(part.name, per_episode))

@@ -1,0 +1,194 @@
+"""A saved off-policy run goes on exactly, with its replay buffer and the costs beside it."""
+
+import io
+import logging
+
+import numpy as np
+import pytest
+import torch
+from sb3_envs import Drift, Gamble, callback_of, parameters, same, vec
+from sb3_hosts import GREEDY, SMALL, guarded, host, learner_of, spy
+from stable_baselines3 import DQN, PPO, SAC, TD3
+from stable_baselines3.common.save_util import load_from_pkl, load_from_zip_file
+
+from guardrails import Constraint, Guard, StateError
+from guardrails.critic import CRITIC_ERROR, Ensemble
+from guardrails.schedulers import PID, DualAscent
+from guardrails_sb3 import safety_critic, unwrap, wrap
+
+
+def environments(kind):
+    return vec(2, kind=Gamble if kind in GREEDY else Drift, length=9)
+
+
+def guard():
+    return Guard(
+        Constraint("cost", limit=1.0, scheduler=PID(kp=0.3, ki=0.2)),
+        Constraint("harm", cost="cost", limit=2.0, scheduler=DualAscent(0.05, initial=0.8)),
+    )
+
+
+def go_on(model):
+    """Train on from freshly reset environments and generators, which Stable-Baselines3 does not save."""
+    model.set_env(environments(type(model)))
+    model.set_random_seed(7)
+    return model.learn(100, reset_num_timesteps=False)
+
+
+def everything(model):
+    callback = callback_of(model)
+    return parameters(model) | {f"ours.{name}": tensor.clone() for name, tensor in callback.tensors().items()}
+
+
+@pytest.mark.parametrize("kind", [SAC, TD3, DQN])
+def test_training_saving_and_resuming_equals_training_through(tmp_path, kind):
+    run, replay = tmp_path / "run.zip", tmp_path / "replay.pkl"
+    through = wrap(host(kind, environments(kind)), guard(), cost_critic=SMALL, horizon=9).learn(100)
+    through.save(run)
+    through.save_replay_buffer(replay)
+    assert callback_of(through).guard.multipliers["harm"] > 0.0
+    go_on(through)
+
+    own = guard()
+    loaded = kind.load(run, env=environments(kind), device="cpu")
+    resumed = wrap(loaded, own, cost_critic=SMALL, horizon=9, resume=run)
+    resumed.load_replay_buffer(replay)
+    go_on(resumed)
+    assert own.state_dict() == callback_of(through).guard.state_dict()
+    assert same(everything(through), everything(resumed))
+    ours, theirs = learner_of(resumed)._column.values, learner_of(through)._column.values
+    assert np.array_equal(ours, theirs, equal_nan=True)
+
+
+def test_without_the_critics_state_the_run_would_differ(tmp_path):
+    through = wrap(host(SAC), guard(), cost_critic=SMALL, horizon=9).learn(100)
+    through.save(tmp_path / "run.zip")
+    through.save_replay_buffer(tmp_path / "replay.pkl")
+    state = callback_of(through).guard.state_dict()
+    go_on(through)
+    own = guard()
+    own.load_state_dict(state)
+    fresh = wrap(SAC.load(tmp_path / "run.zip", env=environments(SAC)), own, cost_critic=SMALL, horizon=9)
+    fresh.load_replay_buffer(tmp_path / "replay.pkl")
+    assert not same(parameters(through), parameters(go_on(fresh)))
+
+
+@pytest.mark.parametrize("where", ["path", "suffix", "stream"])
+def test_a_saved_buffer_keeps_its_costs_and_loads_as_the_hosts_own(tmp_path, where):
+    model = guarded(host(SAC)).learn(60)
+    before = learner_of(model)._column.values.copy()
+    overlaid = sorted(vars(model.replay_buffer))
+    target = {"path": tmp_path / "replay.pkl", "suffix": str(tmp_path / "replay"), "stream": io.BytesIO()}[where]
+    model.save_replay_buffer(target)
+    assert sorted(vars(model.replay_buffer)) == overlaid, "the guard is back in its place"
+    if where == "stream":
+        target.seek(0)
+    plain = load_from_pkl(target)
+    assert plain.pos == model.replay_buffer.pos
+    assert not {"add", "sample"} & set(vars(plain))
+    if where == "stream":
+        target.seek(0)
+    other = guarded(host(SAC))
+    other.load_replay_buffer(target)
+    assert np.array_equal(learner_of(other)._column.values, before, equal_nan=True)
+    batches = spy(other)
+    other.learn(60, reset_num_timesteps=False)
+    assert batches
+    assert not torch.cat([batch.costs for batch in batches]).isnan().any()
+
+
+def test_a_buffer_that_was_saved_without_costs_is_taken_up_with_a_warning(tmp_path, caplog):
+    host(SAC).learn(60).save_replay_buffer(tmp_path / "replay.pkl")
+    model = guarded(host(SAC))
+    with caplog.at_level(logging.WARNING):
+        model.load_replay_buffer(tmp_path / "replay.pkl")
+    assert "costs of 60 transitions" in caplog.text
+    assert np.isnan(learner_of(model)._column.values).all()
+    model.learn(40, reset_num_timesteps=False)
+    assert safety_critic(model).critic.updates > 0
+
+
+def test_damaged_costs_are_an_error_that_names_the_file(tmp_path):
+    path = tmp_path / "replay.pkl"
+    guarded(host(SAC)).learn(60).save_replay_buffer(path)
+    data = bytearray(path.read_bytes())
+    data[-60] ^= 0xFF
+    size = int.from_bytes(data[-33:-25], "little")
+    data[-33 - size : -33 - size + 8] = b"\xff" * 8
+    path.write_bytes(bytes(data))
+    with pytest.raises(StateError, match=r"The costs in .*replay\.pkl are damaged"):
+        guarded(host(SAC)).load_replay_buffer(path)
+
+
+def test_the_zip_holds_nothing_of_the_guard_in_the_hosts_own_data(tmp_path):
+    model = guarded(host(SAC)).learn(60)
+    model.save(tmp_path / "guarded", include=["replay_buffer"])
+    data = load_from_zip_file(tmp_path / "guarded")[0]
+    assert data["replay_buffer"].pos == model.replay_buffer.pos
+    unwrap(model)
+    model.save(tmp_path / "plain", include=["replay_buffer"])
+    assert sorted(data) == sorted(load_from_zip_file(tmp_path / "plain")[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"critic": Ensemble(members=3, hidden=(16,))}, "saved safety critic does not fit"),
+        ({"critic": Ensemble(members=2, hidden=(8,))}, "saved safety critic does not fit"),
+    ],
+)
+def test_another_ensemble_is_refused(tmp_path, settings, message):
+    guarded(host(SAC)).learn(60).save(tmp_path / "run.zip")
+    own = Guard(Constraint("cost", limit=2.0))
+    loaded = SAC.load(tmp_path / "run.zip", env=environments(SAC))
+    with pytest.raises(StateError, match=message):
+        wrap(loaded, own, cost_critic=settings["critic"], horizon=9, resume=tmp_path / "run.zip")
+    assert own.host is None
+
+
+def test_a_discrete_host_says_that_its_zip_alone_acts_without_the_limit(tmp_path, caplog):
+    model = guarded(host(DQN)).learn(60)
+    with caplog.at_level(logging.WARNING):
+        model.save(tmp_path / "run.zip")
+        model.save(tmp_path / "run.zip")
+    assert caplog.text.count("acts without its constraints unless it is wrapped again") == 1
+    rows = np.random.default_rng(0).uniform(-1, 1, size=(64, 3))
+    again = DQN.load(tmp_path / "run.zip", env=environments(DQN))
+    wrap(again, Guard(*guard_of(model).constraints), cost_critic=SMALL, horizon=9, resume=tmp_path / "run.zip")
+    assert np.array_equal(again.predict(rows, deterministic=True)[0], model.predict(rows, deterministic=True)[0])
+
+
+def guard_of(model):
+    return callback_of(model).guard
+
+
+# A safety critic beside an on-policy host
+
+
+def test_an_on_policy_host_trains_the_same_with_and_without_a_safety_critic_and_resumes_with_it(tmp_path):
+    def build(**settings):
+        model = PPO("MlpPolicy", environments(PPO), n_steps=40, batch_size=40, n_epochs=2, seed=0, device="cpu")
+        return wrap(model, guard(), **settings)
+
+    plain, watched = build().learn(160), build(cost_critic=SMALL, horizon=9).learn(160)
+    assert same(parameters(plain), parameters(watched))
+    watched.save(tmp_path / "run.zip")
+    own = guard()
+    loaded = PPO.load(tmp_path / "run.zip", env=environments(PPO), device="cpu")
+    resumed = wrap(loaded, own, cost_critic=SMALL, horizon=9, resume=tmp_path / "run.zip")
+    go_on(watched)
+    go_on(resumed)
+    assert same(everything(watched), everything(resumed))
+    assert safety_critic(watched).critic.updates > 5
+
+
+def test_an_on_policy_host_reports_the_calibration_of_its_critic():
+    rows = []
+    own = guard()
+    step = own.step
+    own.step = lambda rollout: rows.append(rollout) or step(rollout)
+    model = PPO("MlpPolicy", environments(PPO), n_steps=40, batch_size=40, n_epochs=2, seed=0, device="cpu")
+    wrap(model, own, cost_critic=SMALL, horizon=9)
+    model.learn(80, log_interval=1000)
+    assert rows[0].cost(CRITIC_ERROR).size == rows[0].n_rows > 5
+    assert "guardrails/cost/critic_error" in model.logger.name_to_value
