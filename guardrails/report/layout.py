@@ -20,7 +20,7 @@ Charts = dict[str, dict[str, list[str]]]
 
 
 def charts(run: str | Path) -> Charts:
-    """Return the charts of a run: of its constraints, gates and dials.
+    """Return the charts of a run: of its constraints, gates, refinement and dials.
 
     Args:
         run: the run's folder, or its ledger; its first step says what there is to show.
@@ -43,6 +43,16 @@ def charts(run: str | Path) -> Charts:
             each.name: _scalars(f"{name}/{each.name}/mean", f"{name}/{each.name}/lower") for each in gate.requirements
         }
         sections[f"guardrails: {name}"] = {"level": _scalars(f"{name}/level"), **requirements}
+    for name in first.weights:
+        sections[f"guardrails: {name}"] = {
+            "weight": _scalars(f"{name}/weight"),
+            "edit ratio": _scalars(f"{name}/edit_ratio"),
+            "rows refined, changed and accepted": _scalars(
+                f"{name}/intervention_rate", f"{name}/change_rate", f"{name}/acceptance_rate"
+            ),
+            "loss": _scalars(f"{name}/loss"),
+            "seconds": _scalars(f"{name}/seconds"),
+        }
     if first.dials:
         sections["guardrails: dials"] = {name: _scalars(f"{name}/value") for name in first.dials}
     return sections

@@ -17,9 +17,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from trl import GRPOConfig, GRPOTrainer
 
-from guardrails import CompetenceMetric, Constraint, Dial, Gate, Guard, Require, Rollout
+from guardrails import CompetenceMetric, Constraint, Dial, Gate, Guard, Refinement, Require, Rollout
 from guardrails.errors import GuardrailsError, LedgerError
 from guardrails.ledger import read
+from guardrails.refine import FunctionRefiner
 from guardrails.report import layout
 from guardrails_sb3 import wrap
 from guardrails_trl import GuardrailsCallback, toy
@@ -159,7 +160,8 @@ def test_a_trl_run_logs_all_and_the_layout_fits_its_tags(tmp_path, monkeypatch):
     trainer = GRPOTrainer(
         toy.build(tmp_path / "model", seed=0), toy.reward, args=args, train_dataset=toy.dataset(16, seed=0)
     )
-    guard = Guard(Constraint("fillers", limit=0.5, cost=toy.fillers))
+    answer = FunctionRefiner(lambda prompt, completion: " ".join(w for w in completion.split() if w not in toy.FILLERS))
+    guard = Guard(Constraint("fillers", limit=0.5, cost=toy.fillers), Refinement(answer))
     guard.record(tmp_path / "ledger.jsonl")
     trainer.add_callback(GuardrailsCallback(trainer, guard))
     trainer.train()
@@ -171,7 +173,9 @@ def test_a_trl_run_logs_all_and_the_layout_fits_its_tags(tmp_path, monkeypatch):
             recorded(tmp_path, "fillers", field), rel=1e-6
         )
     assert command(tmp_path, logs).returncode == 0
-    for pattern in laid_out(logs):
+    patterns = laid_out(logs)
+    assert len(patterns) == 4 + 7
+    for pattern in patterns:
         assert sum(bool(re.match(pattern, tag)) for tag in logged) == 1, pattern
 
 
