@@ -65,10 +65,12 @@ def evaluated(folder, *parts, columns=None, drives=None, **settings):
 def test_the_log_has_the_means_since_the_last_time(tmp_path):
     every, _ = guarded(tmp_path, max_steps=4)
     every.train()
-    second, _ = guarded(tmp_path, max_steps=4, logging_steps=2)
+    part = Constraint("c", limit=0.1, cost=positives)
+    second, _ = evaluated(tmp_path, part, max_steps=4, logging_steps=2, eval_steps=1)
     second.train()
     costs = logged(every, "guardrails/c/cost")
     assert logged(second, "guardrails/c/cost") == [sum(costs[:2]) / 2, sum(costs[2:]) / 2]
+    assert not any("eval_loss" in entry and "guardrails/c/cost" in entry for entry in second.state.log_history)
 
 
 def test_a_step_of_the_guard_is_a_step_of_the_optimizer_and_the_log_has_its_figures(tmp_path):
@@ -94,6 +96,28 @@ def test_evaluation_is_not_measured_and_changes_nothing(tmp_path):
     assert other.state_dict() == guard.state_dict()
     assert same(weights(beside), weights(alone))
     assert len(logged(beside, "eval_loss")) == 4
+
+
+def test_a_loss_that_is_not_trained_on_is_the_hosts_own_and_not_measured(tmp_path):
+    batch = {"features": torch.randn(5, 3), "labels": torch.tensor([0, 1, 0, 1, 1])}
+    found = []
+
+    class Looks(TrainerCallback):
+        """Computes a loss between two accumulated batches, as a callback of a user's may."""
+
+        def on_substep_end(self, args, state, control, model=None, **kwargs):
+            model.eval()
+            found.append((trainer.compute_loss(model, dict(batch)), model(**batch)["loss"]))
+
+    part = Constraint("c", limit=0.1, cost=positives, scheduler=Fixed(9.0))
+    trainer, guard = guarded(tmp_path, part, gradient_accumulation_steps=2, max_steps=2)
+    trainer.add_callback(Looks())
+    trainer.train()
+    assert guard.decision.n_rows == 16
+    trainer.model.train()
+    found.append((trainer.compute_loss(trainer.model, dict(batch)), trainer.model(**batch)["loss"]))
+    assert len(found) == 3
+    assert all(torch.equal(loss, own) for loss, own in found)
 
 
 def test_an_evaluations_metric_is_measured_when_it_is_reported_and_held_in_between(tmp_path):

@@ -34,8 +34,13 @@ class Smoothing(Trainer):
         return (loss, outputs) if return_outputs else loss
 
 
-def test_learning_rate_is_scaled_for_the_step_and_the_hosts_schedule_stays(tmp_path):
-    settings = {"lr_scheduler_type": "linear", "weight_decay": 0.1, "save_strategy": "steps", "save_steps": 5}
+@pytest.mark.parametrize("schedule", ["linear", "reduce_lr_on_plateau"])
+def test_learning_rate_is_scaled_for_the_step_and_the_hosts_schedule_stays(tmp_path, schedule):
+    """A schedule that is not stepped each time leaves the rates as they are, so a factor must not stay on them."""
+    settings = {"lr_scheduler_type": schedule, "weight_decay": 0.1, "save_strategy": "steps", "save_steps": 5}
+    if schedule != "linear":
+        settings |= {"eval_strategy": "steps", "eval_steps": 9, "metric_for_best_model": "loss"}
+        settings |= {"eval_data": Rows(8)}
     half = build(classifier(), tmp_path / "half", Rows(64), **settings | {"learning_rate": 0.5e-2})
     half.train()
     trainer = build(classifier(), tmp_path / "own", Rows(64), **settings)
