@@ -1,7 +1,7 @@
 """Time and memory of a GRPO step with an online refiner, against a step with KL and one without, measured alternately.
 
     OMP_NUM_THREADS=1 python benchmarks/overhead_refiner.py            # time
-    OMP_NUM_THREADS=1 python benchmarks/overhead_refiner.py --memory   # peak memory, a process per variant
+    OMP_NUM_THREADS=1 python benchmarks/overhead_refiner.py --memory   # peak memory
 
 A Llama of 2 layers of 128 is taught, on the spot, to repeat a list of 16 to 40 words, with a filler word put in now
 and then, and, asked otherwise, to repeat one without its filler words: what a minimal correction is. 8 prompts with 8
@@ -9,22 +9,19 @@ completions each. Learning rate 0 and one seed: every variant samples the same c
 variants for some steps, in an order that changes from round to round, and a ratio is taken within a round. Time is the
 processor time of this single-threaded process. "10% detected" takes every tenth row, whatever is in it.
 
-Peak memory is of the resident set above what the process had before the trainer was built, on a model of 4 layers of
-512, where weights, optimizer and activations are the most of it.
+Peak memory is of the tensors of a step, counted by torch's profiler, with weights, reference and optimizer state; of an
+untrained model of 4 layers of 512, where these are about as much as the activations. The reference decodes to its limit,
+and "all rows changed" then takes two words off each completion, so that no row may use the host's own pass: the worst
+that can be.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
-import resource
-import subprocess
-import sys
 import tempfile
 import time
-from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -58,6 +55,15 @@ class EveryTenth(Detector):
     def detect(self, rows):
         """Return every tenth row, and of a remainder one in proportion."""
         return [row % 10 == 3 for row in range(len(rows))]
+
+
+class Changing(ModelRefiner):
+    """Asks the model, and takes two words off whatever it answers."""
+
+    def refine(self, prompts, completions):
+        """Return shorter completions."""
+        super().refine(prompts, completions)
+        return [" ".join(text.split()[:-2]) for text in completions]
 
 
 class Clock(TrainerCallback):
@@ -146,7 +152,16 @@ RATIOS = (
 """What is divided by what, and the most that is promised."""
 
 
-def make(model: str, folder: str, name: str, steps: int, reference: LlamaForCausalLM | None, **settings):
+def make(
+    model: str,
+    folder: str,
+    name: str,
+    steps: int,
+    reference: LlamaForCausalLM | None,
+    *,
+    changing: bool = False,
+    **settings,
+):
     """Return the trainer of a variant, and its clock."""
     beta, when = VARIANTS[name]
     draw = random.Random(1)
@@ -172,8 +187,9 @@ def make(model: str, folder: str, name: str, steps: int, reference: LlamaForCaus
     clock = Clock()
     trainer.add_callback(clock)
     if when is not None:
-        refiner = ModelRefiner(None if beta else reference, prompt=ASK)
-        guard = Guard(Refinement(refiner, 1.0, when, accept=Acceptance()))
+        refiner = (Changing if changing else ModelRefiner)(None if beta else reference, prompt=ASK)
+        accept = Acceptance(sound=None) if changing else Acceptance()
+        guard = Guard(Refinement(refiner, 1.0, when, accept=accept))
         trainer.add_callback(GuardrailsCallback(trainer, guard, ledger=False))
     return trainer, clock
 
@@ -267,34 +283,57 @@ class _Alone:
         self.tokenizer = words
 
 
-def memory(rounds: int) -> None:
-    """Print the peak resident memory of each variant, and its ratio to KL."""
-    peaks: dict[str, list[float]] = {name: [] for name in ("KL", "KL and all rows refined", "KL and 10% refined")}
+class Peak(TrainerCallback):
+    """The largest number of bytes that the tensors of the second step took, above what there was before it."""
+
+    def __init__(self) -> None:
+        self.steps, self.bytes = 0, 0
+        self.profiler = torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
+        )
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        """Begin to count."""
+        self.steps += 1
+        if self.steps == 2:
+            self.profiler.start()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Add up what was taken and given back."""
+        if self.steps == 2:
+            self.profiler.stop()
+            events = self.profiler.profiler.kineto_results.events()
+            changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+            self.bytes = int(np.cumsum([change for _, change in changes]).max())
+
+
+def memory() -> None:
+    """Print the peak memory of each variant, and its ratio to KL."""
+    print("| peak memory | one micro-batch | of KL | two micro-batches | of KL |\n|---|---|---|---|---|")
+    base: dict[int, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         model = build(f"{folder}/model", steps=0, layers=4, width=512)
-        for _ in range(rounds):
-            for name in peaks:
-                done = subprocess.run(
-                    [sys.executable, __file__, "--peak", name, "--model", model],
-                    capture_output=True,
-                    text=True,
-                    check=True,
-                )
-                peaks[name].append(json.loads(done.stdout.splitlines()[-1]))
-    print("| peak memory | MB | of KL |\n|---|---|---|")
-    for name, values in peaks.items():
-        ratio = float(np.median(values) / np.median(peaks["KL"]))
-        print(f"| {name} | {np.median(values):.0f} | {ratio:.3f} |")
+        for name in ("KL", "KL and all rows refined", "KL and all rows changed", "KL and 10% changed"):
+            cells = []
+            for batches in (1, 2):
+                size = peak(name, model, folder, batches)
+                base.setdefault(batches, size)
+                cells.append(f"{size / 2**20:.0f} MB | {size / base[batches]:.3f}")
+            print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 
 
-def peak(name: str, model: str) -> None:
-    """Print the peak of one variant in this process, in MB above what it had before."""
-    torch.set_num_threads(1)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with tempfile.TemporaryDirectory() as folder:
-        trainer, _ = make(model, folder, name, 3, None, per_device_train_batch_size=16, gradient_checkpointing=True)
-        trainer.train()
-    print(json.dumps((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024))
+def peak(name: str, model: str, folder: str, batches: int) -> int:
+    """Return the bytes that a variant takes at most, in a step of some micro-batches of 16 rows."""
+    trainer, _ = make(
+        model, folder, name.replace("changed", "refined"), 2, None, changing="changed" in name,
+        per_device_train_batch_size=16, gradient_accumulation_steps=batches, gradient_checkpointing=True,
+    )  # fmt: skip
+    counted = Peak()
+    trainer.add_callback(counted)
+    trainer.train()
+    kept = [*trainer.model.parameters(), *trainer.ref_model.parameters()]
+    kept += [each for state in trainer.optimizer.state.values() for each in state.values() if torch.is_tensor(each)]
+    return counted.bytes + sum(each.numel() * each.element_size() for each in kept)
 
 
 def main() -> None:
@@ -303,14 +342,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--memory", action="store_true")
-    parser.add_argument("--peak", help=argparse.SUPPRESS)
-    parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if options.peak:
-        peak(options.peak, str(options.model))
-    elif options.memory:
-        memory(options.rounds)
+    if options.memory:
+        memory()
     else:
         time_steps(options.rounds, options.steps)
 

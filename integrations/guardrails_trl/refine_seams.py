@@ -59,8 +59,7 @@ class RefineSeams:
             AttachError: if the host holds none, or holds it in pieces.
         """
         trainer = self._trainer
-        plugin = getattr(trainer.args, "deepspeed_plugin", None)
-        if trainer.is_fsdp_enabled or getattr(plugin, "zero_stage", 0) == 3:
+        if self._sharded:
             raise AttachError(
                 f"The reference model of this {self.host_name} is spread over the processes (FSDP or DeepSpeed "
                 "ZeRO-3), so it cannot write corrections. Use DDP or ZeRO up to stage 2, an EndpointRefiner, or give "
@@ -78,6 +77,36 @@ class RefineSeams:
                 "beta=0 and without PEFT. Build it with a beta above 0 or a peft_config, or give a model: "
                 "ModelRefiner(model)."
             )
+
+    @property
+    def learns_apart(self) -> bool:
+        """Whether this process may run passes that the others do not run, each with a backward of its own."""
+        trainer = self._trainer
+        fused = str(getattr(trainer.args.optim, "value", trainer.args.optim)) in (
+            "lomo",
+            "adalomo",
+        )  # steps in backward
+        return not (self._sharded or trainer.is_deepspeed_enabled or fused)
+
+    @property
+    def _sharded(self) -> bool:
+        """Whether the processes hold parts of the weights."""
+        plugin = getattr(self._trainer.args, "deepspeed_plugin", None)
+        return bool(self._trainer.is_fsdp_enabled or getattr(plugin, "zero_stage", 0) == 3)
+
+    def log_probs(self, model: Any, ids: Tensor, mask: Tensor, n_last: int) -> Tensor:
+        """Return the log-probabilities of the last tokens, from a pass of this process alone."""
+        trainer = self._trainer
+        original = getattr(type(trainer), LOG_PROBS).__get__(trainer)
+        values: Tensor = original(trainer.accelerator.unwrap_model(model), ids, mask, n_last)[0]
+        return values
+
+    def backward(self, term: Tensor) -> None:
+        """Add the gradient of a part of what `compute_loss` returns, scaled as transformers will scale the rest."""
+        trainer = self._trainer
+        if isinstance(trainer, RLOOTrainer):
+            term = term / trainer.current_gradient_accumulation_steps
+        trainer.accelerator.backward(term)
 
     def ended(self, ids: Sequence[int]) -> bool:
         """Whether a completion came to an end of its own."""

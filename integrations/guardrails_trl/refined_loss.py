@@ -1,8 +1,9 @@
-"""The term α · (-log π(y⁺|x)) in the loss of a TRL host, from the host's own forward pass.
+"""The term α · (-log π(y⁺|x)) in the loss of a TRL host.
 
 Corrections travel with their rows in the host's batch. Where y⁺ = y, -log π(y⁺) is made of the log-probabilities that
-the host computes anyway; corrected rows are appended to the batch of that same pass. So every process
-runs the host's number of passes, with rows of its own or without.
+the host computes anyway. Rows that were changed have passes of their own, forward and backward, just before the
+host's, of half its rows at most: their activations are gone by then, so the peak of memory stays the host's. Where
+processes hold parts of the weights, and so must run equally many passes, they are appended to the host's batch instead.
 
 π is the policy that the host samples from and scores, at its temperature: only of that one does -log π(y) have a
 gradient of mean zero over y.
@@ -36,7 +37,7 @@ class RefinedLoss:
     def __init__(self, seams: RefineSeams) -> None:
         self._seams = seams
         self.weight = 0.0
-        self._inputs: dict[str, Any] | None = None
+        self._inputs: tuple[dict[str, Any], Tensor] | None = None
         self._nll: Tensor | None = None
         self._sums: Tensor | None = None
 
@@ -77,7 +78,14 @@ class RefinedLoss:
         """Return the host's loss, plus the term where the micro-batch has corrections."""
         if IDS not in inputs or not (inputs[MASK].any() or inputs[COPIED].any()):
             return original(model, inputs, *args, **kwargs)
-        self._inputs, self._nll = inputs, None
+        rows, lengths = inputs[MASK].any(dim=1).nonzero().squeeze(1), inputs[LENGTHS]
+        factor = self.weight / self._seams.divisor(len(lengths), float(lengths.sum()), float(inputs[TOTAL]))
+        apart: Tensor | float = 0.0
+        if len(rows) and self._seams.learns_apart:
+            for some in rows.split((len(lengths) + 1) // 2):
+                apart = apart + self._learn(model, inputs, some, factor)
+            rows = rows[:0]
+        self._inputs, self._nll = (inputs, rows), None
         try:
             loss = original(model, inputs, *args, **kwargs)
             nll = self._nll
@@ -85,9 +93,28 @@ class RefinedLoss:
             self._inputs = self._nll = None
         if nll is None:
             raise RuntimeError(f"{self._seams.host_name} computed a loss without log-probabilities of its completions.")
-        lengths = inputs[LENGTHS]
-        divisor = self._seams.divisor(len(lengths), float(lengths.sum()), float(inputs[TOTAL]))
-        return loss + self.weight * nll / divisor
+        total: Tensor = loss + factor * nll + apart
+        return total
+
+    def _learn(self, model: Any, inputs: dict[str, Any], rows: Tensor, factor: float) -> Tensor:
+        """Add the gradient of some rows' term; return the term."""
+        prompt, mask = (inputs[name][rows.to(inputs[name].device)] for name in ("prompt_ids", "prompt_mask"))
+        keep = int(inputs[MASK][rows].sum(dim=1).max())
+        ids, attention = (
+            torch.cat([whole, inputs[name][rows, :keep].to(whole, non_blocking=True)], dim=1)
+            for whole, name in ((prompt, IDS), (mask, MASK))
+        )
+        log_probs = self._seams.log_probs(model, ids, attention, keep)
+        learned = inputs[LEARNED][rows, :keep].to(log_probs, non_blocking=True)
+        nll = -(log_probs * learned).sum()
+        self._count(nll, learned.sum())
+        term: Tensor = factor * nll
+        self._seams.backward(term)
+        return term.detach()
+
+    def _count(self, nll: Tensor, n_tokens: Tensor) -> None:
+        seen = torch.stack([nll.detach(), n_tokens]).float()
+        self._sums = seen if self._sums is None else self._sums + seen
 
     def log_probs(
         self,
@@ -99,38 +126,25 @@ class RefinedLoss:
         *args: Any,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Any]:
-        """Return the host's log-probabilities; those of the corrections, from the same pass, become the term."""
-        inputs, self._inputs = self._inputs, None
-        if inputs is None:
+        """Return the host's log-probabilities; of them, and of rows appended to the same pass, make the term."""
+        if self._inputs is None:
             return original(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
-        n_rows, device = len(input_ids), input_ids.device
-        rows = inputs[MASK].any(dim=1).nonzero().squeeze(1)
-        width, keep = logits_to_keep, 0
+        (inputs, rows), self._inputs = self._inputs, None
+        n_rows, keep, width = len(input_ids), 0, logits_to_keep
         if len(rows):
             keep = int(inputs[MASK][rows].sum(dim=1).max())
             width = max(logits_to_keep, keep)
-            start = input_ids.shape[1] - logits_to_keep
-            picked = rows.to(device, non_blocking=True)
-            refined_ids, refined_mask = (
-                torch.cat(
-                    [
-                        pad(whole, (0, width - logits_to_keep)),
-                        torch.cat(
-                            [whole[picked, :start], pad(inputs[name][rows, :keep], (0, width - keep)).to(whole)], 1
-                        ),
-                    ]
-                )
+            picked = rows.to(input_ids.device, non_blocking=True)
+            input_ids, attention_mask = (
+                _appended(whole, picked, inputs[name][rows, :keep], logits_to_keep, width)
                 for whole, name in ((input_ids, IDS), (attention_mask, MASK))
             )
-            logps, entropies, aux = original(model, refined_ids, refined_mask, width, *args, **kwargs)
-        else:
-            logps, entropies, aux = original(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
+        logps, entropies, aux = original(model, input_ids, attention_mask, width, *args, **kwargs)
         learned = inputs[LEARNED][rows, :keep].to(logps, non_blocking=True)
         copied = inputs[COPIED].to(logps, non_blocking=True)[:, None] * inputs["completion_mask"]
         own = logps[:n_rows, :logits_to_keep]
         self._nll = -(own * copied).sum() - (logps[n_rows:, :keep] * learned).sum()
-        seen = torch.stack([self._nll.detach(), copied.sum() + learned.sum()]).float()
-        self._sums = seen if self._sums is None else self._sums + seen
+        self._count(self._nll, copied.sum() + learned.sum())
         return own, None if entropies is None else entropies[:n_rows, :logits_to_keep], aux
 
     def flush(self) -> float | None:
@@ -139,3 +153,9 @@ class RefinedLoss:
         self._sums = None
         nll, n_tokens = self._seams.summed(sums).tolist()
         return nll / n_tokens if n_tokens else None
+
+
+def _appended(whole: Tensor, rows: Tensor, corrections: Tensor, n_completion: int, width: int) -> Tensor:
+    """Return ``whole`` with ``rows`` again below it, their completions replaced, and all of them padded alike."""
+    again = torch.cat([whole[rows, :-n_completion], corrections.to(whole, non_blocking=True)], dim=1)
+    return torch.cat([pad(whole, (0, width - n_completion)), pad(again, (0, width - corrections.shape[1]))])

@@ -34,11 +34,13 @@ def main(model, folder, case):
         return " ".join(word for word in words if word not in toy.FILLERS) or None
 
     adapter = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False) if case == "lora" else None
+    n_batches = 2 if case == "accumulated" else 1
     trainer = build_trainer(
         model,
         folder,
         rewards=rewards,
-        per_device_train_batch_size=8 // n_processes,
+        per_device_train_batch_size=8 // n_processes // n_batches,
+        gradient_accumulation_steps=n_batches,
         num_generations=8,
         max_steps=2,
         learning_rate=1e-2,

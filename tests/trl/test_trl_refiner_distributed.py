@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-CASES = ("all", "one rank", "reward", "lora")
+CASES = ("all", "one rank", "reward", "lora", "accumulated")
 
 
 @pytest.fixture(scope="module")
