@@ -143,6 +143,30 @@ def test_an_evaluations_metric_is_measured_when_it_is_reported_and_held_in_betwe
     assert trainer.args.max_grad_norm == guard.multipliers["gap"] == multipliers[-1]
 
 
+def test_each_of_several_evaluations_is_measured_by_what_reads_it(tmp_path):
+    trainer = build(
+        classifier(),
+        tmp_path,
+        Rows(64),
+        eval_data={"one": Rows(40, seed=1), "two": Rows(24, seed=2)},
+        extra={"compute_metrics": report},
+        eval_strategy="steps",
+        eval_steps=2,
+        max_steps=3,
+    )
+    guard = Guard(*(Constraint(name, limit=0.2, cost=f"eval_{name}_wrong") for name in ("one", "two")))
+    drives = {"one": "args.max_grad_norm", "two": "two"}
+    trainer.two = 0.5
+    trainer.add_callback(GuardrailsCallback(trainer, guard, drives=drives))
+    trainer.train()
+    lines = [json.loads(line) for line in (tmp_path / "guardrails" / "ledger.jsonl").read_text().splitlines()]
+    costs = [line["evidence"]["costs"] for line in lines if line["kind"] == "step"]
+    one, two = (logged(trainer, f"eval_{name}_wrong") for name in ("one", "two"))
+    assert [(each["one"]["mean"], each["two"]["mean"]) for each in costs[:2]] == [(one[0], "NaN"), ("NaN", two[0])]
+    assert len(costs) == 2 * len(one)
+    assert trainer.two == guard.multipliers["two"]
+
+
 def test_a_gate_opens_on_evaluations_alone(tmp_path):
     accuracy = FromFunction(float, "eval_accuracy", name="accuracy")
     gate = Gate(Require(accuracy, at_least=0.2), confidence=0.5, rungs=1, dwell=8)

@@ -89,14 +89,17 @@ def test_a_whole_number_stays_whole(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["label_smoothing", "args.label_smoothing_factor"])
-def test_label_smoothing_turns_what_the_loss_reads(tmp_path, name):
+def test_label_smoothing_turns_what_the_loss_reads_and_costs_still_see_the_labels(tmp_path, name):
+    def rows(outputs, inputs):
+        return 0.0 * outputs.logits.mean((1, 2)) + (inputs["labels"] >= -100).float().mean(-1)
+
     def run(factor, dial=None):
         trainer = build(language_model(), tmp_path, Sentences(64), label_smoothing_factor=factor)
         callback = None
         if dial is not None:
             gate = Gate(Require(ConstraintSatisfaction("c", 0.0), at_least=0.5))
             guard = Guard(
-                Constraint("c", limit=0.1, cost=lambda o, i: o.logits.mean((1, 2)) * 0 + 1.0, scheduler=Fixed(0.0)),
+                Constraint("c", limit=0.1, cost=rows, scheduler=Fixed(0.0)),
                 Dial(name, gate.between(dial, 0.0)),
             )
             callback = GuardrailsCallback(trainer, guard)
