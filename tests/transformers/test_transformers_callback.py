@@ -399,16 +399,18 @@ def test_other_callbacks_see_the_same_in_either_order(tmp_path, first):
     assert (tmp_path / "checkpoint-1" / "guardrails.json").exists()
 
 
-def test_training_twice_goes_on_with_the_multipliers_of_the_first(tmp_path):
-    trainer, guard = guarded(tmp_path, max_steps=3)
+def test_training_twice_goes_on_with_the_multipliers_of_the_first_and_logs_its_own_steps(tmp_path):
+    trainer, guard = guarded(tmp_path, max_steps=3, logging_steps=2)
     trainer.train()
     first = guard.multipliers["c"]
     trainer.train()
     assert guard.decision.step == 6
     assert guard.multipliers["c"] > first > 0.0
     lines = [json.loads(line) for line in (tmp_path / "guardrails" / "ledger.jsonl").read_text().splitlines()]
-    assert [line["kind"] for line in lines].count("step") == 6
     assert [line["kind"] for line in lines].count("end") == 2
+    costs = [line["decision"]["constraints"]["c"]["cost"] for line in lines if line["kind"] == "step"]
+    assert len(costs) == 6
+    assert logged(trainer, "guardrails/c/cost") == [sum(costs[3:5]) / 2]
 
 
 def test_a_search_over_hyperparameters_is_refused(tmp_path):
