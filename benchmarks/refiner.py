@@ -2,7 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/refiner.py [--jobs 2]    # runs what has no record yet: results/refiner.jsonl
     python benchmarks/refiner.py --report                        # results/refiner.md and .png from the records
-    python benchmarks/refiner.py one dialogue 'refine 3' 0       # one run, its record printed
+    python benchmarks/refiner.py one dialogue 'refine 3' 0       # one run, its record printed and not kept
+    python benchmarks/refiner.py one code 'refine 3' 2 1200      # the same with a reference taught for longer
 
 Every arm has the same rollouts, learning rate and steps, and starts from the same reference of its task and seed.
 Each run is a process of its own.
@@ -26,9 +27,9 @@ def records() -> list[dict]:
     return [json.loads(line) for line in RECORDS.read_text().splitlines()] if RECORDS.exists() else []
 
 
-def one(task: str, arm: str, seed: int) -> None:
+def one(task: str, arm: str, seed: int, *more: int) -> None:
     """Print the record of one run, as the last line."""
-    print(json.dumps(_train(task, arm, seed), separators=(",", ":")))
+    print(json.dumps(_train(task, arm, seed, *more), separators=(",", ":")))
 
 
 def missing(tasks: list[str], arms: list[str], seeds: int, finished: list[dict]) -> list[tuple[str, str, int]]:
@@ -63,16 +64,16 @@ def _processes() -> BaseContext:
     return context
 
 
-def _train(task: str, arm: str, seed: int) -> dict:
+def _train(task: str, arm: str, seed: int, *more: int) -> dict:
     from refiner_run import Setting, train
 
-    return train(Setting(task, arm, seed))
+    return train(Setting(task, arm, seed, *more))
 
 
 def main() -> int:
     """Return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", help="one TASK ARM SEED, or nothing for all that is missing")
+    parser.add_argument("what", nargs="*", help="one TASK ARM SEED [REFERENCE_STEPS]; nothing: all that is missing")
     parser.add_argument("--tasks", nargs="+", default=["dialogue", "code"])
     parser.add_argument("--arms", nargs="+", help="default: all")
     parser.add_argument("--seeds", type=int, default=5)
@@ -85,8 +86,8 @@ def main() -> int:
         report(records())
         return 0
     if given.what:
-        _, task, arm, seed = given.what
-        one(task, arm, int(seed))
+        _, task, arm, *numbers = given.what
+        one(task, arm, *map(int, numbers))
         return 0
     if given.arms is None:
         from refiner_run import ARMS

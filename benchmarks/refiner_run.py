@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from refiner_tasks import TASKS, Task
+from refiner_tasks.language import STEPS as REFERENCE_STEPS
 from refiner_tasks.language import reference
 from refiner_tasks.task import REFINE_PROMPT
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
@@ -57,7 +58,7 @@ def _refine(weight, when: Detector | None = None, **settings) -> Arm:
 ARMS = {
     "none": Arm(),
     **{f"KL {beta:g}": Arm(beta=beta) for beta in (0.3, 0.7, 1.0, 1.5, 3.0)},
-    **{f"refine {weight:g}": _refine(weight) for weight in (1.0, 3.0, 10.0)},
+    **{f"refine {weight:g}": _refine(weight) for weight in (1.0, 2.0, 3.0, 5.0, 10.0)},
     **{f"refine detected {weight:g}": _refine(weight, Degenerate()) for weight in (3.0, 10.0)},
     "refine, edits held at 0.005": _refine(Constraint("edits", limit=0.005)),
     "refine 3, similar by 0.5": _refine(3.0, accept=Acceptance(similarity=0.5)),
@@ -67,11 +68,12 @@ ARMS = {
 
 @dataclass(frozen=True)
 class Setting:
-    """A run: a task, an arm, a seed."""
+    """A run: a task, an arm, a seed; and for how many steps the reference was taught."""
 
     task: str
     arm: str
     seed: int
+    reference_steps: int = REFERENCE_STEPS
 
 
 class _Clock(TrainerCallback):
@@ -163,7 +165,7 @@ def train(setting: Setting, *, steps: int = STEPS) -> dict:
     warnings.simplefilter("ignore", FutureWarning)
     begun = time.perf_counter()
     task = TASKS[setting.task]()
-    folder = reference(task, REFERENCES, seed=setting.seed)
+    folder = reference(task, REFERENCES, seed=setting.seed, steps=setting.reference_steps)
     arm = ARMS[setting.arm]
     original = AutoModelForCausalLM.from_pretrained(folder).eval()
     observer = Observer(task, AutoTokenizer.from_pretrained(folder), original)

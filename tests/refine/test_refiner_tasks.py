@@ -7,7 +7,6 @@ import random
 import signal
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -276,10 +275,9 @@ def test_finished_runs_are_not_run_again():
 def test_a_run_measures_every_step_and_an_untrained_policy_is_its_reference(tmp_path, monkeypatch):
     import refiner_run
 
-    monkeypatch.setattr(refiner_run, "reference", partial(refiner_run.reference, steps=40))
     monkeypatch.setattr(refiner_run, "REFERENCES", tmp_path)
     monkeypatch.setattr(refiner_run, "LEARNING_RATE", 0.0)
-    record = refiner_run.train(refiner_run.Setting("code", "refine 3", 0), steps=5)
+    record = refiner_run.train(refiner_run.Setting("code", "refine 3", 0, reference_steps=40), steps=5)
     assert {name: len(values) for name, values in record["curves"].items()} == {
         **dict.fromkeys(("reward", "true", "degenerate", "detected", "length"), 5),
         "kl": 1,
