@@ -46,7 +46,7 @@ class Bounds(NamedTuple):
         return cls(space.low, space.high, centre.astype(space.dtype), half.astype(space.dtype))
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Situation:
     """What rows of actions are chosen in, one row per environment.
 

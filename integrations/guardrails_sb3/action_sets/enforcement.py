@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,12 @@ class Memory:
         n_rows: environments.
         n_sets: sets.
         previous: actions executed last, ``(n_rows, *space.shape)``; before the first step any.
+
+    Attributes:
+        fresh: ``(n_rows,)``, whether the next action is the first of its episode.
+        changed: ``(n_rows, n_sets)``, what each set changed in the last step.
+        counts: ``(n_rows, n_sets + 1)``, steps of the running episodes on which it did, and on which any did.
+        seen: the same of all rows and episodes together.
     """
 
     n_rows: int
@@ -35,9 +42,11 @@ class Memory:
     fresh: BoolArray = field(init=False)
     changed: BoolArray = field(init=False)
     counts: Array = field(init=False)
+    seen: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
         self.changed = np.zeros((self.n_rows, self.n_sets), dtype=bool)
+        self.seen = [0] * (self.n_sets + 1)
         self.begin()
 
     def begin(self) -> None:
@@ -101,13 +110,14 @@ class Enforcement:
             if part.needs_environment and situation.call is None:
                 continue
             projected = part.project(actions, situation, self._widths[index])
-            if projected is actions:
+            differs: BoolArray | None = None if projected is actions else projected != actions
+            if differs is None or not differs.any():
                 changed[:, index] = False
                 continue
-            differs = projected != actions
             changed[:, index] = differs if differs.ndim == 1 else differs.reshape(len(differs), -1).any(axis=1)
             actions = projected
-        if self.bounds is not None and not np.isfinite(actions).all():
+        # The sum is finite if all are, unless it overflows: one number to look at in place of many.
+        if self.bounds is not None and not math.isfinite(actions.sum()) and not np.isfinite(actions).all():
             raise RolloutError(f"The policy's action is not finite: {actions}. It has diverged; nothing was executed.")
         memory.previous = actions
         return actions
@@ -130,6 +140,7 @@ class Enforcement:
                 info[key] = float(value)
             if total:
                 memory.counts[index] += [*step, True]
+                memory.seen = [before + now for before, now in zip(memory.seen, [*step, True], strict=True)]
             if dones[index]:
                 counts = memory.counts[index].tolist()
                 info[EPISODE] = dict(zip([*(part.name for part in self.sets), "total"], counts, strict=True))

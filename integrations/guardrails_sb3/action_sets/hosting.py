@@ -49,7 +49,6 @@ class SafeActing:
         self._memory = self._enforcement.memory(model.n_envs)
         self._infos: Any = []
         self._seen: Any = None
-        self._steps = np.zeros(len(self._enforcement.sets) + 1, dtype=np.int64)
         self._n_steps, self._ended = 0, list[list[int]]()
         self._released = self._proposing = False
         self._labelled = self._enforcement.widths()
@@ -203,26 +202,21 @@ class SafeActing:
         return [resets[i] if fresh else self._infos[i] for i, fresh in enumerate(self._memory.fresh.tolist())]
 
     def _note(self, dones: BoolArray, infos: Any) -> None:
-        memory = self._memory
-        self._ended += self._enforcement.report(memory, dones, infos)
+        self._ended += self._enforcement.report(self._memory, dones, infos)
         self._infos = infos
-        changed = memory.changed
-        self._n_steps += len(changed)
-        if changed.any():
-            self._steps[:-1] += changed.sum(axis=0)
-            self._steps[-1] += np.count_nonzero(changed.any(axis=1))
+        self._n_steps += self._memory.n_rows
 
     def _log(self) -> None:
         """Log what was changed since an episode ended last: per episode, and as a share of the steps."""
         if not self._ended:
             return
-        per_episode, shares = np.mean(self._ended, axis=0), self._steps / self._n_steps
+        per_episode, shares = np.mean(self._ended, axis=0), np.array(self._memory.seen) / self._n_steps
         names = [*(f"{part.name}/" for part in self._enforcement.sets), ""]
         for name, count, share in zip(names, per_episode.tolist(), shares.tolist(), strict=True):
             self._model.logger.record(f"guardrails/{name}interventions", count)
             self._model.logger.record(f"guardrails/{name}intervention_rate", share)
         self._ended, self._n_steps = [], 0
-        self._steps[:] = 0
+        self._memory.seen = [0] * len(self._memory.seen)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return what an exact resume of the running episodes needs."""
