@@ -29,7 +29,7 @@ def main(model, folder, case):
 
     def correct(prompt, completion):
         words = completion.split()
-        if case == "one rank" and len(words) > 1:  # the rows of the first process, see TEXTS below
+        if "one rank" in case and len(words) > 1 and completion != "so 5":  # the rows of the first process, see below
             return None
         return " ".join(word for word in words if word not in toy.FILLERS) or None
 
@@ -53,7 +53,7 @@ def main(model, folder, case):
     # Both runs are given the same completions: processes sample from random states of their own.
     tokens = trainer.processing_class
     own = TEXTS[rank * 8 // n_processes : (rank + 1) * 8 // n_processes]
-    if case == "one rank":
+    if "one rank" in case:
         own = sorted(TEXTS, key=lambda text: -len(text.split()))[
             rank * 8 // n_processes : (rank + 1) * 8 // n_processes
         ]
@@ -62,7 +62,7 @@ def main(model, folder, case):
         return [[*tokens(text)["input_ids"], tokens.eos_token_id] for text in own], None
 
     trainer._generate_single_turn = generate
-    accept = Acceptance(sound=None, reward=case == "reward", similarity=0.0)
+    accept = Acceptance(sound=None, reward="reward" in case, similarity=0.0)
     held = Constraint("edits", limit=0.5, scheduler=Fixed(0.8))
     guard = Guard(Refinement(FunctionRefiner(correct), held, accept=accept))
     trainer.add_callback(GuardrailsCallback(trainer, guard))

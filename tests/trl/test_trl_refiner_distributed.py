@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-CASES = ("all", "one rank", "reward", "lora", "accumulated")
+CASES = ("all", "one rank", "reward", "reward on one rank", "lora", "accumulated")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,10 @@ def test_two_processes_learn_what_one_does(results, case):
 def test_the_cases_are_what_they_say(results):
     _, first, second = load(results, "one rank")
     assert (first["has_term"], second["has_term"]) == (False, True)
-    assert all(text is None for text in first["refined"][:4])
+    assert first["refined"] == [None] * 4 + ["5", None, "9", "12"]
+    _, first, _ = load(results, "reward on one rank")
+    # the first process has nothing to score, and takes part all the same; "so 5" to "5" is a word less, and refused
+    assert first["refined"] == [None] * 6 + ["9", "12"]
     everything, _, _ = load(results, "all")
     scored, _, _ = load(results, "reward")
     # the reward counts words, so no word may be taken out

@@ -64,7 +64,7 @@ def run(model, folder, *, refinement=None, rewards=nothing_to_gain, passes=None,
     return trainer, gradients.steps, seen
 
 
-def expected_gradient(trainer, batches, divisors, refine, *, changed_only=None):
+def expected_gradient(trainer, batches, divisors, refine, *, changed_only=None, copied=True):
     """∇ Σ_batch Σ_row -log π(y⁺|x) / divisor: each row alone, unpadded, in float64, on a copy of the model."""
     own = trainer.accelerator.unwrap_model(trainer.model)
     model = type(own)(own.config).double()
@@ -89,7 +89,7 @@ def expected_gradient(trainer, batches, divisors, refine, *, changed_only=None):
             total = total - (log_probs * learned).sum() / divisor
             terms, copies = terms + 1, copies + (text == said)
     assert terms >= 3, "too few corrections to test anything"
-    if changed_only is None:
+    if changed_only is None and copied:
         assert 0 < copies < terms, "corrections of one kind only"
     parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
     return dict(zip(parameters, torch.autograd.grad(total, parameters.values()), strict=True))
@@ -192,6 +192,25 @@ def test_changed_rows_are_read_before_the_others_in_passes_of_half_as_many(speak
     run(speaking_model, tmp_path, refinement=everything, passes=passes)
     assert passes[-1] == 8
     assert passes[:-1] in ([4, 4], [4, 3])  # one of them may have said just that
+
+
+def test_an_unchanged_text_with_special_tokens_in_it_is_learned_without_them(random_model, tmp_path):
+    trainer, measured, batches = run(
+        random_model,
+        tmp_path,
+        refinement=Refinement(FunctionRefiner(lambda prompt, completion: completion), WEIGHT, accept=ANY),
+        per_device_train_batch_size=32,
+        num_generations=8,
+        max_completion_length=12,
+    )
+    special = {trainer.processing_class.pad_token_id, trainer.processing_class.unk_token_id}
+    rows = zip(batches[0]["completion_ids"].tolist(), batches[0]["completion_mask"].tolist(), strict=True)
+    said = [[token for token, there in zip(*row, strict=True) if there] for row in rows]
+    assert any(ids[-1] == trainer.processing_class.eos_token_id and special & set(ids[:-1]) for ids in said)
+    expected = expected_gradient(
+        trainer, batches, [float(n_sampled(batches))], lambda prompt, completion: completion, copied=False
+    )
+    assert_close(measured[0], {name: WEIGHT * value for name, value in expected.items()})
 
 
 def test_only_changed_tokens_are_learned_where_that_is_asked_for(speaking_model, tmp_path):
