@@ -1,10 +1,10 @@
 """What a guard costs: every overhead figure of the README, each beside its target.
 
-    OMP_NUM_THREADS=1 python benchmarks/overhead.py            # all, about ten minutes
+    OMP_NUM_THREADS=1 python benchmarks/overhead.py            # all, about half an hour
     OMP_NUM_THREADS=1 python benchmarks/overhead.py --only core
 
 Host figures are ratios of guarded over unguarded work, measured alternately in one process (see
-``overhead_trl.py`` and ``overhead_sb3.py``); core figures are times of one call. All times are
+``overhead_trl.py``, ``overhead_sb3.py``, ``overhead_trainer.py``, ``overhead_refiner.py``); core figures are times of one call. All times are
 processor time of this single-threaded process, which other processes of the machine do not enter.
 """
 
@@ -21,6 +21,7 @@ import numpy as np
 from guardrails import Constraint, Guard, Rollout
 from guardrails.schedulers import PID
 
+PARTS = ("core", "sb3", "trl", "trainer", "refiner")
 IMPORT = "import time; t = time.process_time(); import guardrails; print((time.process_time() - t) * 1e3)"
 
 
@@ -63,7 +64,7 @@ def core() -> None:
 def main() -> None:
     """Print the tables that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("core", "sb3", "trl"), nargs="+", default=("core", "sb3", "trl"))
+    parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS)
     chosen = parser.parse_args().only
     print(f"Python {platform.python_version()}, {platform.machine()}\n")
     if "core" in chosen:
@@ -78,6 +79,16 @@ def main() -> None:
 
         print()
         overhead_trl.main()
+    if "trainer" in chosen:
+        import overhead_trainer
+
+        print()
+        overhead_trainer.main()
+    if "refiner" in chosen:
+        import overhead_refiner
+
+        print()
+        overhead_refiner.time_steps(7, 6)
 
 
 if __name__ == "__main__":
