@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/overhead.py            # all, about half an hour
     OMP_NUM_THREADS=1 python benchmarks/overhead.py --only core
 
-Host figures are ratios of guarded over unguarded work, measured alternately in one process (see
-``overhead_trl.py``, ``overhead_sb3.py``, ``overhead_trainer.py``, ``overhead_refiner.py``); core figures are times of one call. All times are
-processor time of this single-threaded process, which other processes of the machine do not enter.
+Host figures are ratios of guarded over unguarded work, measured alternately in one process (see ``overhead_trl.py``,
+``overhead_sb3.py``, ``overhead_trainer.py``, ``overhead_refiner.py``); core figures are times of one call. All times
+are processor time of this single-threaded process, which other processes of the machine do not enter.
 """
 
 from __future__ import annotations
