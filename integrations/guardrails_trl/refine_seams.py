@@ -17,13 +17,13 @@ from trl.trainer.rloo_trainer import RLOOTrainer
 from trl.trainer.utils import use_adapter
 
 from guardrails import AttachError
-from guardrails_trl.seams import SCORE, Host
+from guardrails_trl.seams import SCORE, SUPPORTED, Host
 
 LOSS = "compute_loss"
 LOG_PROBS = "_get_per_token_logps_and_entropies"
 
 _PARAMETERS = ["model", "input_ids", "attention_mask", "logits_to_keep"]
-_ATTRIBUTES = ("max_completion_length", "eos_token_ids", "_tokenizer", "_pending_extra_logs", "_pending_metrics")
+_ATTRIBUTES = ("max_completion_length", "_tokenizer", "_pending_extra_logs", "_pending_metrics")
 _LOSS_TYPES = ("grpo", "sapo", "bnpo", "dr_grpo", "dapo", "cispo", "vespo", "luspo")
 
 
@@ -108,20 +108,25 @@ class RefineSeams:
             term = term / trainer.current_gradient_accumulation_steps
         trainer.accelerator.backward(term)
 
+    @property
+    def _ends(self) -> list[int]:
+        """The tokens that end a completion; TRL before 1.15 knows the tokenizer's alone."""
+        return getattr(self._trainer, "eos_token_ids", None) or [self.tokenizer.eos_token_id]
+
     def ended(self, ids: Sequence[int]) -> bool:
         """Whether a completion came to an end of its own."""
-        return bool(ids) and ids[-1] in self._trainer.eos_token_ids
+        return bool(ids) and ids[-1] in self._ends
 
     def truncated(self, ids: Sequence[int]) -> bool:
         """Whether the host counts a completion as cut off."""
-        return not ids or ids[-1] not in (*self._trainer.eos_token_ids, self.tokenizer.pad_token_id)
+        return not ids or ids[-1] not in (*self._ends, self.tokenizer.pad_token_id)
 
     def end_token(self, ids: Sequence[int]) -> int:
         """Return the token that ends a correction of this completion: its own where it has one."""
         if self.ended(ids):
             return ids[-1]
         end = self.tokenizer.eos_token_id
-        return int(self._trainer.eos_token_ids[0] if end is None else end)
+        return int(self._ends[0] if end is None else end)
 
     def texts(self, completions: Sequence[Any], ids: Sequence[Sequence[int]]) -> list[str]:
         """Return completions as the policy wrote them; of parsed messages the text before parsing."""
@@ -216,7 +221,7 @@ def _check(trainer: Any, name: str) -> None:
             "Leave it out here."
         )
     version = f"training-guardrails cannot put a Refinement into the {base.__name__} of TRL {trl.__version__}"
-    cure = "Install trl>=1.16,<2, upgrade training-guardrails, or leave the Refinement out."
+    cure = f"Install {SUPPORTED}, upgrade training-guardrails, or leave the Refinement out."
     function = getattr(base, LOG_PROBS, None)
     if function is None or list(inspect.signature(function).parameters)[1:5] != _PARAMETERS:
         raise AttachError(
