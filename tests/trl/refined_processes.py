@@ -25,6 +25,8 @@ def main(model, folder, case):
     n_processes = int(os.environ.get("WORLD_SIZE", "1"))
 
     def rewards(completions, **kwargs):
+        if "fails" in case and "5" in completions:
+            raise ValueError("no score for a bare 5")
         return [float(len(text.split())) for text in completions]
 
     def correct(prompt, completion):

@@ -230,6 +230,7 @@ class TestAcceptance:
             assert all(answers[prompt] == answer for prompt, _, answer in again)
         assert list(trainer._logs["extra"]["seen"]) == [text for _, text, _ in table(trainer)]
         assert logged(trainer, "rows") == [8.0, 8.0]
+        assert not trainer._pending_extra_logs
 
     def test_a_reward_that_fails_on_refinements_refuses_them_and_training_goes_on(self, speaking_model, tmp_path):
         def reward(completions, **kwargs):

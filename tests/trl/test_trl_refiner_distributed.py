@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-CASES = ("all", "one rank", "reward", "reward on one rank", "lora", "accumulated")
+CASES = ("all", "one rank", "reward", "reward on one rank", "reward fails on one rank", "lora", "accumulated")
 
 
 @pytest.fixture(scope="module")

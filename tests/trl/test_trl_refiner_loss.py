@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_trl import build_trainer, same_weights, weights
+from tiny_trl import build_trainer, logged, same_weights, weights
 from transformers import TrainerCallback
 
 from guardrails import Guard, Refinement
@@ -71,6 +71,7 @@ def expected_gradient(trainer, batches, divisors, refine, *, changed_only=None, 
     model.load_state_dict(own.state_dict())
     tokenizer = trainer.processing_class
     total, terms, copies = torch.zeros((), dtype=torch.float64), 0, 0
+    nlls, marks = [], []
     for batch, divisor in zip(batches, divisors, strict=True):
         for row in range(len(batch["prompt_ids"])):
             prompt = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()].tolist()
@@ -86,8 +87,11 @@ def expected_gradient(trainer, batches, divisors, refine, *, changed_only=None, 
             learned = torch.ones(len(target)) if changed_only is None else torch.tensor(changed_only(ids, target))
             logits = model(torch.tensor([prompt + target])).logits[0, len(prompt) - 1 : -1] / trainer.temperature
             log_probs = logits.log_softmax(dim=-1)[torch.arange(len(target)), target]
+            nlls.append(-log_probs.detach() * learned)
+            marks.append(learned)
             total = total - (log_probs * learned).sum() / divisor
             terms, copies = terms + 1, copies + (text == said)
+    trainer.expected_loss = float(sum(nll.sum() for nll in nlls) / sum(learned.sum() for learned in marks))
     assert terms >= 3, "too few corrections to test anything"
     if changed_only is None and copied:
         assert 0 < copies < terms, "corrections of one kind only"
@@ -133,6 +137,8 @@ def test_gradient_of_the_term_is_that_of_each_correction_alone(speaking_model, t
     )
     expected = expected_gradient(trainer, batches, divisors(loss_type, batches, accumulation), edit)
     assert_close(measured[0], {name: WEIGHT * value for name, value in expected.items()})
+    # the mean of -log π per token that is learned, in float32
+    assert logged(trainer, "guardrails/refinement/loss") == [pytest.approx(trainer.expected_loss, rel=1e-5)]
 
 
 @pytest.mark.parametrize(("loss_type", "accumulation"), [("dapo", 2), ("bnpo", 1), ("rloo", 2)])
