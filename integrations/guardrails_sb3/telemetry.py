@@ -15,8 +15,13 @@ where two become the same; they are left to its other writers."""
 
 
 def record(logger: Logger, decision: Decision, further: Mapping[str, float]) -> None:
-    """Record the metrics of ``decision`` and ``further`` ones below ``guardrails/``; what is not finite is left out."""
-    for key, value in {**decision.metrics(), **further}.items():
+    """Record the metrics of ``decision`` and ``further`` ones, see `record_all`."""
+    record_all(logger, {**decision.metrics(), **further})
+
+
+def record_all(logger: Logger, metrics: Mapping[str, float]) -> None:
+    """Record ``metrics`` below ``guardrails/``; what is not finite is left out."""
+    for key, value in metrics.items():
         if math.isfinite(value):
             hidden = ("stdout", "log") if len(key) > _CONSOLE_KEY else None
             logger.record(f"guardrails/{key}", value, exclude=hidden)

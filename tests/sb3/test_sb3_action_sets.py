@@ -195,6 +195,13 @@ def test_interventions_are_in_the_hosts_logger_per_episode_and_per_step(tmp_path
         assert float(row[f"{key}intervention_rate"]) == pytest.approx(np.mean(own))
 
 
+def test_long_names_of_sets_do_not_break_the_console(capsys):
+    names = ("left_arm_of_the_first_robot_a", "left_arm_of_the_first_robot_b")
+    model = model_of(*(ActionBox(0.5, name=name) for name in names), verbose=1)
+    model.learn(80)
+    assert "guardrails/" in capsys.readouterr().out
+
+
 def test_a_metric_reads_interventions_from_the_last_info_of_an_episode():
     free = FailureAvoidance(lambda info: info["episode_interventions"]["total"] > 0)
     gate = Gate(Require(free, at_least=0.5))

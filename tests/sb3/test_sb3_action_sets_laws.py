@@ -1,5 +1,6 @@
 """What every set of safe actions keeps, for any action and situation: it is a projection into the action space."""
 
+import threading
 import time
 
 import numpy as np
@@ -215,23 +216,31 @@ def test_a_shield_judges_all_candidates_in_one_batch_with_the_rows_own_observati
     assert np.array_equal(calls[1][0], np.tile(where.observations, (3, 1)))
 
 
-def test_a_shield_is_never_slower_than_its_budget_and_falls_back_to_the_safe_action():
+def test_a_shield_does_not_wait_longer_than_its_budget_and_falls_back_to_the_safe_action():
     where, middle = situation(0, discrete=False), (LOW + HIGH) / 2.0
-    actions = drawn(0, discrete=False)
+    actions, go_on, answered = drawn(0, discrete=False), threading.Event(), threading.Event()
 
-    def slow(observations, rows):
-        time.sleep(0.25)
+    def hanging(observations, rows):
+        go_on.wait(60.0)
+        answered.set()
         return np.zeros(len(rows))
 
-    shield = CriticShield(0.5, risk=slow, budget_ms=20.0)
+    shield = CriticShield(0.5, risk=hanging, budget_ms=20.0)
     for late in (1, 2, 3):  # the second and third while the first is still computed
         begun = time.perf_counter()
         assert np.array_equal(project(shield, actions, where), np.stack([middle] * ROWS))
-        # 20 ms, and what a loaded machine takes to wake a thread; a call that waited would take 250 ms.
-        assert time.perf_counter() - begun < 0.12
+        assert not answered.is_set()
+        # Not the 60 s of the hanging risk. How near to 20 ms is the machine's affair: the benchmark measures it.
+        assert time.perf_counter() - begun < 20.0
         assert shield.late == late
-    time.sleep(0.3)
-    fast = CriticShield(0.5, risk=riskier_when_far, budget_ms=5_000.0)
+    go_on.set()
+    for _ in range(1000):  # its thread takes a moment to be done
+        if np.array_equal(project(shield, actions, where), actions):
+            break
+        time.sleep(0.02)
+    else:
+        pytest.fail("the shield never judged again")
+    fast = CriticShield(0.5, risk=riskier_when_far, budget_ms=60_000.0)
     unlimited = CriticShield(0.5, risk=riskier_when_far)
     assert np.array_equal(project(fast, actions, where), project(unlimited, actions, where))
     assert fast.late == 0
@@ -240,14 +249,19 @@ def test_a_shield_is_never_slower_than_its_budget_and_falls_back_to_the_safe_act
 def test_a_shield_out_of_time_keeps_what_it_knows_to_be_safe():
     where, middle = situation(0, discrete=False), (LOW + HIGH) / 2.0
     near, far = middle + np.float32(0.01), HIGH
+    asked, go_on = threading.Event(), threading.Event()
 
-    def slow_second_time(observations, rows):
-        if len(rows) > ROWS:
-            time.sleep(0.25)
+    def hanging_second_time(observations, rows):
+        if len(rows) != ROWS:
+            asked.set()
+            go_on.wait(60.0)
         return riskier_when_far(observations, rows)
 
-    shield = CriticShield(0.5, risk=slow_second_time, budget_ms=60.0)
+    shield = CriticShield(0.5, risk=hanging_second_time, budget_ms=5_000.0)
     moved = project(shield, np.stack([near, far, near]), where)
+    assert asked.is_set()
+    assert not np.array_equal(moved[1], far)
+    go_on.set()
     assert np.array_equal(moved, np.stack([near, middle, near]))
     assert shield.late == 1
 
@@ -264,7 +278,7 @@ def test_what_a_users_function_does_wrong_names_the_set():
         (Projection(lambda a, o: None), r"returned None; an action of shape \(3,\)"),
         (Projection(lambda a, o: a * np.nan), "not finite"),
         (CriticShield(1.0, risk=fails), r"CriticShield 'critic_shield'.*ZeroDivisionError"),
-        (CriticShield(1.0, risk=fails, budget_ms=5_000.0), r"CriticShield 'critic_shield'.*ZeroDivisionError"),
+        (CriticShield(1.0, risk=fails, budget_ms=60_000.0), r"CriticShield 'critic_shield'.*ZeroDivisionError"),
     ):
         with pytest.raises(RolloutError, match=match):
             project(part, actions, where)

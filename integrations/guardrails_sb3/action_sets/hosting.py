@@ -25,6 +25,7 @@ from guardrails_sb3.action_sets.predicting import Predicting
 from guardrails_sb3.action_sets.replay import ReplayedActions
 from guardrails_sb3.action_sets.shield import CriticShield
 from guardrails_sb3.overlay import Overlay
+from guardrails_sb3.telemetry import record_all
 
 _PREFIX = "actions."
 
@@ -212,9 +213,9 @@ class SafeActing:
             return
         per_episode, shares = np.mean(self._ended, axis=0), np.array(self._memory.seen) / self._n_steps
         names = [*(f"{part.name}/" for part in self._enforcement.sets), ""]
-        for name, count, share in zip(names, per_episode.tolist(), shares.tolist(), strict=True):
-            self._model.logger.record(f"guardrails/{name}interventions", count)
-            self._model.logger.record(f"guardrails/{name}intervention_rate", share)
+        per_set = list(zip(names, per_episode.tolist(), shares.tolist(), strict=True))
+        metrics = {f"{name}interventions": count for name, count, _ in per_set}
+        record_all(self._model.logger, metrics | {f"{name}intervention_rate": share for name, _, share in per_set})
         self._ended, self._n_steps = [], 0
         self._memory.seen = [0] * len(self._memory.seen)
 
