@@ -15,7 +15,7 @@ from transformers import Trainer, TrainerControl, TrainerState, TrainingArgument
 from guardrails import AttachError, Decision, Dial, Guard, Rollout, RolloutError
 from guardrails_transformers import seams
 from guardrails_transformers.attached import PREFIX, AttachedCallback
-from guardrails_transformers.costs import BatchFunction, Source, check_evaluation, check_gates, sources
+from guardrails_transformers.costs import EVALUATION, BatchFunction, Source, check_evaluation, check_gates, sources
 from guardrails_transformers.dials import Dials
 from guardrails_transformers.loss import GuardedLoss, without_effect
 from guardrails_transformers.rows import Traffic
@@ -161,7 +161,9 @@ class GuardrailsCallback(AttachedCallback):
             return
         metrics = kwargs["metrics"]
         found = {name: float(metrics[key]) for name, key in self._evaluated.items() if key in metrics}
-        self._reported = (self._reported or set()) | {key for key in metrics if key.startswith("eval_")}
+        reported = {key for key in metrics if key.startswith(EVALUATION)}
+        if reported:  # else it is an evaluation under another prefix, such as one on the training rows
+            self._reported = (self._reported or set()) | reported
         if found:
             values = torch.tensor(list(found.values()), dtype=torch.float64)
             agreed = dict(zip(found, self._loss.rows.agree(self._host, values), strict=True))

@@ -26,15 +26,18 @@ class Target:
     Args:
         owner: the object that has it.
         attribute: its name there.
+        arguments: the host's; what they declare a float may have been given as 1, and is no whole number then.
     """
 
-    def __init__(self, owner: Any, attribute: str) -> None:
+    def __init__(self, owner: Any, attribute: str, arguments: Any) -> None:
         self.owner, self.attribute = owner, attribute
         self.initial = getattr(owner, attribute)
+        declared = next((str(each.type) for each in dataclasses.fields(arguments) if each.name == attribute), "")
+        self._whole = isinstance(self.initial, int) and "float" not in declared
 
     def set(self, value: float) -> None:
         """Give it ``value``, rounded where it is a whole number."""
-        setattr(self.owner, self.attribute, round(value) if isinstance(self.initial, int) else value)
+        setattr(self.owner, self.attribute, round(value) if self._whole else value)
 
     def restore(self) -> None:
         """Give it what it had."""
@@ -133,7 +136,7 @@ def _target(trainer: Any, owner: str, path: str, host: str) -> Target:
         parent, found = found, getattr(found, step)
     if isinstance(found, bool) or not isinstance(found, (int, float)):
         raise AttachError(f"{owner} cannot turn '{path}': it is {found!r:.60}, not a number.")
-    target = Target(parent, last)
+    target = Target(parent, last, trainer.args)
     try:
         target.restore()
     except (AttributeError, TypeError) as error:
@@ -144,7 +147,7 @@ def _target(trainer: Any, owner: str, path: str, host: str) -> Target:
 def _smoothing(trainer: Any, owner: str, host: str) -> Target:
     smoother = getattr(trainer, "label_smoother", None)
     if smoother is None and hasattr(trainer, "label_smoothing"):
-        return Target(trainer, "label_smoothing")
+        return Target(trainer, "label_smoothing", trainer.args)
     if smoother is None:
         raise AttachError(
             f"{owner} has nothing to turn: this {host} was built without label smoothing. Build it with a "
@@ -152,7 +155,7 @@ def _smoothing(trainer: Any, owner: str, host: str) -> Target:
         )
     if trainer.compute_loss_func is not None or getattr(trainer.args, "loss_type", "nll") != "nll":
         raise AttachError(f"{owner} has nothing to turn: the loss of this {host} does not smooth labels.")
-    return Target(smoother, "epsilon")
+    return Target(smoother, "epsilon", trainer.args)
 
 
 def _check_rate(trainer: Any, host: str) -> None:

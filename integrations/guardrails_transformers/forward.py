@@ -98,6 +98,8 @@ class _FiniteGradient(torch.autograd.Function):
 
 
 def _finite(values: Any) -> Any:
+    if type(values) in (tuple, list):  # such as the hidden states of all layers
+        return type(values)(map(_finite, values))
     wanted = isinstance(values, Tensor) and values.requires_grad
     return _FiniteGradient.apply(values) if wanted else values  # type: ignore[no-untyped-call]
 

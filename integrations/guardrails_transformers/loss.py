@@ -73,7 +73,8 @@ class GuardedLoss:
         if term is None:
             return result
         items = kwargs.get("num_items_in_batch", args[1] if len(args) > 1 else None)
-        scaled = term / self._host.accumulation(items)
+        loss = result[0] if isinstance(result, tuple) else result
+        scaled = term.to(loss.device) / self._host.accumulation(items)
         return (result[0] + scaled, *result[1:]) if isinstance(result, tuple) else result + scaled
 
     def take(self) -> dict[str, FloatArray | None]:
@@ -96,7 +97,7 @@ class GuardedLoss:
 
     def _measure(self, name: str, source: Source, outputs: Any, inputs: Mapping[str, Any]) -> Tensor:
         with torch.set_grad_enabled(name in self._acting):
-            return source.measure(outputs, inputs)
+            return source.measure(outputs, inputs).to(self._host.trainer.accelerator.device)
 
     def _below(self, model: nn.Module) -> nn.Module | None:
         if self._backbone is None or self._backbone[0] is not model:

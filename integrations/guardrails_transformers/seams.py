@@ -80,7 +80,8 @@ class Host(Wrapping):
 
 
 def _check(trainer: Any, name: str) -> None:
-    foreign = next((base.__name__ for base in type(trainer).__mro__ if base.__name__ in _COMPLETIONS), None)
+    bases = [base.__name__ for base in type(trainer).__mro__ if base.__module__.startswith("trl.")]
+    foreign = next((base for base in bases if base in _COMPLETIONS), None)
     if foreign is not None:
         raise AttachError(
             f"{name} samples completions, and its costs are functions of them. Guard it with "

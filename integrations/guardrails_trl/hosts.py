@@ -72,7 +72,9 @@ such as GRPOTrainer, OnlineDPOTrainer or DPOTrainer, not str.
             f"OnlineDPOTrainer or DPOTrainer, not {given}."
         )
     for base in type(trainer).__mro__:
-        if base.__name__ in _REFUSED and base.__module__.startswith("trl."):
+        if not base.__module__.startswith("trl."):
+            continue
+        if base.__name__ in _REFUSED:
             raise AttachError(f"{type(trainer).__name__} cannot be guarded: {_REFUSED[base.__name__]}.")
         if base.__name__ in _KINDS:
             return _KINDS[base.__name__]

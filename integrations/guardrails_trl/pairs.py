@@ -133,8 +133,8 @@ class PairsCallback(AttachedCallback):
             ).sum(dim=0)
             for name, functions in self._functions.items()
         }
-        self._rows.add(
-            {_REWARDS: scores} | {name: cost.to(scores.device, scores.dtype) for name, cost in costs.items()}
+        self._rows.add(  # the host takes its penalty of a missing end off the scores in place
+            {_REWARDS: scores.clone()} | {name: cost.to(scores.device, scores.dtype) for name, cost in costs.items()}
         )
         multipliers = self._guard.multipliers
         for part in self._guard.constraints:

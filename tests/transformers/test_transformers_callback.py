@@ -190,6 +190,20 @@ def test_a_metric_that_no_evaluation_reports_stops_the_training(tmp_path):
     assert trainer.state.global_step == 2
 
 
+def test_a_users_evaluation_under_another_prefix_is_not_taken_for_one_that_lacks_the_metric(tmp_path):
+    class OnTrainingRows(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 1:
+                trainer.evaluate(trainer.train_dataset, metric_key_prefix="train")
+
+    part = Constraint("gap", limit=0.1, cost="eval_wrong")
+    trainer, guard = evaluated(tmp_path, part, drives={"gap": "args.max_grad_norm"})
+    trainer.add_callback(OnTrainingRows())
+    trainer.train()
+    assert trainer.state.global_step == trainer.args.max_steps
+    assert guard.decision.step > 0
+
+
 def test_an_evaluation_outside_of_the_training_is_none_of_the_guards_business(tmp_path):
     part = Constraint("gap", limit=0.1, cost="eval_wrong")
     trainer, guard = evaluated(tmp_path, part, drives={"gap": "args.max_grad_norm"}, max_steps=2)

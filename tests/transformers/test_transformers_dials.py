@@ -88,6 +88,15 @@ def test_a_whole_number_stays_whole(tmp_path):
     assert isinstance(trainer.n_classes, int)
 
 
+def test_a_number_that_was_given_as_1_but_is_declared_a_float_is_not_rounded(tmp_path):
+    trainer = build(classifier(), tmp_path, Rows(64), max_grad_norm=1)
+    guard = Guard(Constraint("c", limit=0.1, cost=positives, scheduler=Fixed(0.4)))
+    callback = GuardrailsCallback(trainer, guard, drives={"c": "args.max_grad_norm"})
+    assert trainer.args.max_grad_norm == 0.4  # 0 would switch clipping off
+    callback.detach()
+    assert trainer.args.max_grad_norm == 1
+
+
 @pytest.mark.parametrize("name", ["label_smoothing", "args.label_smoothing_factor"])
 def test_label_smoothing_turns_what_the_loss_reads_and_costs_still_see_the_labels(tmp_path, name):
     def rows(outputs, inputs):

@@ -209,6 +209,21 @@ def test_a_cost_that_is_not_finite_is_a_violation_and_never_reaches_the_weights(
     assert torch.tensor(logged(trainer, "loss")).isfinite().all()
 
 
+def test_an_infinite_slope_at_the_hidden_states_of_a_layer_never_reaches_the_weights(tmp_path):
+    def cost(outputs, inputs):
+        rows = outputs.hidden_states[-1].mean((-1, -2))
+        return (rows - rows).sqrt()  # 0, with an infinite slope
+
+    model = language_model()
+    model.config.output_hidden_states = True
+    trainer = build(model, tmp_path, Sentences(64), max_steps=2)
+    trainer.add_callback(
+        GuardrailsCallback(trainer, Guard(Constraint("c", limit=0.1, cost=cost, scheduler=Fixed(1.0))))
+    )
+    trainer.train()
+    assert all(value.isfinite().all() for value in weights(trainer).values())
+
+
 def test_a_gate_may_not_take_a_batchs_number_for_the_evidence_of_its_rows(tmp_path):
     trainer = build(classifier(), tmp_path, Rows(64), max_steps=1)
     gate = Gate(Require(ConstraintSatisfaction("number", 1.0), at_least=0.5))

@@ -72,6 +72,11 @@ def test_a_users_class_of_the_same_name_is_not_the_one_that_is_refused():
 
     assert hosts.kind(PPOTrainer.__new__(PPOTrainer)) == "loss"
 
+    class GRPOTrainer(Trainer):
+        pass
+
+    assert hosts.kind(GRPOTrainer.__new__(GRPOTrainer)) == "loss"
+
 
 def loss_hosts(model, folder):
     common = {"output_dir": str(folder), "report_to": "none", "use_cpu": True, "bf16": False, "max_steps": 1}

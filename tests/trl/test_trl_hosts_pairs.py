@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, PrinterCallback
 from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
 from guardrails import AttachError, Constraint, Dial, Gate, Guard, Refinement, Require, StateError
+from guardrails.competence import FromFunction
 from guardrails.ledger import verify
 from guardrails.refine import FunctionRefiner
 from guardrails.schedulers import PID, Fixed
@@ -120,6 +121,24 @@ def test_training_with_zero_multipliers_is_the_unguarded_one_bit_for_bit(random_
     assert callback.guard.decision.step == 3
     assert same_weights(weights(plain), weights(trainer))
     assert not same_weights(start, weights(trainer))
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_rewards_that_metrics_read_are_the_hosts_scores_whatever_the_multiplier(random_model, tmp_path, weight):
+    seen = []
+    level = FromFunction(lambda reward: seen.append(reward) or 0.0, "rewards", name="level")
+    limit = Gate(Require(level, at_least=0.5)).between(0.5, 1.0)
+    trainer, _ = guarded(
+        random_model,
+        tmp_path,
+        on_fillers(Fixed(weight), limit=limit),
+        rewards=lambda completions, **columns: [1.0] * len(completions),
+        missing_eos_penalty=100.0,
+        max_new_tokens=1,
+        max_steps=1,
+    )
+    trainer.train()
+    assert set(seen) == {1.0}  # the host takes its penalty of a missing end off in place, later
 
 
 def test_a_multiplier_changes_what_is_preferred(random_model, tmp_path):
