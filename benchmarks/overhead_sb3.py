@@ -1,33 +1,51 @@
-"""Environment steps per second of PPO, guarded over unguarded, measured alternately.
+"""Steps per second of guarded Stable-Baselines3 algorithms over unguarded ones, measured alternately.
 
-    OMP_NUM_THREADS=1 python benchmarks/overhead_sb3.py
+    OMP_NUM_THREADS=1 python benchmarks/overhead_sb3.py [--only PPO]
 
-Stable-Baselines3's defaults on MuJoCo's Hopper: 2048 steps, batches of 64, 10 epochs, 64 × 64. Each round
-trains every variant for one rollout and update, in an order that changes from round to round, so that a
-machine that slows down slows all of them; a ratio is taken within a round.
+Stable-Baselines3's defaults on MuJoCo's Hopper. PPO: 2048 steps, batches of 64, 10 epochs, 64 × 64; SAC: one
+gradient step per environment step, batches of 256, 256 × 256. Each round trains every variant in turn, in an order
+that changes from round to round, so that a machine that slows down slows all of them; a ratio is taken within a
+round.
 
-The multiplier is held at 0, where a guarded run does all of its work and trains bit for bit as an unguarded
-one: all variants see the same episodes. Time is the processor time of this single-threaded process, which
-other processes of the machine do not enter.
+PPO's multiplier is held at 0, where a guarded run does all of its work and trains bit for bit as an unguarded one:
+all variants see the same episodes. SAC's is held at 1, since at 0 it would be spared the penalty on its actor; its
+work per step does not depend on what the episodes hold. Time is the processor time of this single-threaded process,
+which other processes of the machine do not enter.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import gymnasium as gym
 import numpy as np
 import torch
-from stable_baselines3 import PPO
+from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.base_class import BaseAlgorithm
 
 from guardrails import Constraint, Guard
+from guardrails.critic import Ensemble
 from guardrails.schedulers import Fixed
 from guardrails_sb3 import wrap
 
-N_STEPS = 2048
-TARGETS = {"without cost critic": 0.97, "with cost critic": 0.85}
+STEPS = {PPO: 2048, SAC: 250}
+"""Environment steps of a variant in one round."""
+
+WARM_UP = {PPO: 0, SAC: 300}
+"""Environment steps before the first round: SAC's 100 random ones and some that train."""
+
+VARIANTS: dict[type[BaseAlgorithm], dict[str, tuple[bool | Ensemble, float]]] = {
+    PPO: {"without cost critic": (False, 0.97), "with cost critic": (True, 0.85)},
+    SAC: {
+        "with a cost critic of 256 × 256": (Ensemble(members=1, kappa=0.0, hidden=(256, 256)), 0.75),
+        "with 4 of 128 × 128, the default": (Ensemble(), 0.55),
+        "with 4 of 256 × 256": (Ensemble(hidden=(256, 256)), float("nan")),
+    },
+}
+"""Variants with their critic and the least ratio promised."""
 
 
 class SpeedCost(gym.Wrapper):
@@ -46,7 +64,7 @@ class Row:
 
     Args:
         variant: what was measured.
-        steps_per_second: median over the rounds.
+        steps_per_second: median over the rounds; for SAC also its gradient steps per second.
         ratio: median over the rounds of guarded over unguarded.
         low: lower quartile of that ratio.
         high: upper quartile of it.
@@ -61,50 +79,58 @@ class Row:
     target: float
 
 
-def _model(variant: str) -> PPO:
-    model = PPO("MlpPolicy", SpeedCost(gym.make("Hopper-v5")), n_steps=N_STEPS, seed=0, device="cpu")
-    if variant != "unguarded":
-        wrap(
-            model,
-            Guard(Constraint("cost", limit=25.0, scheduler=Fixed(0.0))),
-            cost_critic=variant == "with cost critic",
-        )
+def _model(kind: type[BaseAlgorithm], critic: bool | Ensemble | None) -> BaseAlgorithm:
+    env = SpeedCost(gym.make("Hopper-v5"))
+    if kind is PPO:
+        model: BaseAlgorithm = PPO("MlpPolicy", env, n_steps=STEPS[PPO], seed=0, device="cpu")
+    else:
+        model = SAC("MlpPolicy", env, buffer_size=20_000, seed=0, device="cpu")
+    if critic is not None:
+        multiplier = 0.0 if kind is PPO else 1.0
+        wrap(model, Guard(Constraint("cost", limit=25.0, scheduler=Fixed(multiplier))), cost_critic=critic)
     return model
 
 
-def measure(rounds: int) -> list[Row]:
+def measure(kind: type[BaseAlgorithm], rounds: int) -> list[Row]:
     """Return one row per variant, over ``rounds`` alternating rounds after one to warm up."""
-    variants = ["unguarded", *TARGETS]
-    models = {variant: _model(variant) for variant in variants}
-    speeds: dict[str, list[float]] = {variant: [] for variant in variants}
+    critics = {"unguarded": None} | {name: critic for name, (critic, _) in VARIANTS[kind].items()}
+    models = {name: _model(kind, critic) for name, critic in critics.items()}
+    if WARM_UP[kind]:
+        for model in models.values():
+            model.learn(WARM_UP[kind])
+    names, steps = list(models), STEPS[kind]
+    speeds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds + 1):
-        for variant in variants[turn % 3 :] + variants[: turn % 3]:
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
             start = time.process_time()
-            models[variant].learn(N_STEPS, reset_num_timesteps=False)
+            models[name].learn(steps, reset_num_timesteps=False)
             if turn:
-                speeds[variant].append(N_STEPS / (time.process_time() - start))
+                speeds[name].append(steps / (time.process_time() - start))
     rows = []
-    for variant in variants:
-        ratios = np.array(speeds[variant]) / np.array(speeds["unguarded"])
+    for name in names:
+        ratios = np.array(speeds[name]) / np.array(speeds["unguarded"])
         low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
-        target = TARGETS.get(variant, float("nan"))
-        rows.append(Row(f"SB3 PPO {variant}", float(np.median(speeds[variant])), middle, low, high, target))
+        target = VARIANTS[kind].get(name, (None, float("nan")))[1]
+        rows.append(Row(f"SB3 {kind.__name__} {name}", float(np.median(speeds[name])), middle, low, high, target))
     return rows
 
 
-def main(rounds: int = 12) -> list[Row]:
+def main(rounds: int = 12, only: Collection[str] = ("PPO", "SAC")) -> list[Row]:
     """Print the table and return its rows."""
     torch.set_num_threads(1)
-    rows = measure(rounds)
-    print(f"{'':32}{'steps/s':>9}{'ratio':>8}{'quartiles':>16}{'target':>9}")
+    rows = [row for kind in VARIANTS if kind.__name__ in only for row in measure(kind, rounds)]
+    print(f"{'':44}{'steps/s':>9}{'ratio':>8}{'quartiles':>16}{'target':>9}")
     for row in rows:
         target = "" if np.isnan(row.target) else f">= {row.target:.2f}"
         spread = f"{row.low:.3f} to {row.high:.3f}"
-        print(f"{row.variant:32}{row.steps_per_second:9.0f}{row.ratio:8.3f}{spread:>16}{target:>9}")
+        print(f"{row.variant:44}{row.steps_per_second:9.0f}{row.ratio:8.3f}{spread:>16}{target:>9}")
     return rows
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=12)
-    main(parser.parse_args().rounds)
+    parser.add_argument("--only", choices=("PPO", "SAC"), nargs="+", default=("PPO", "SAC"))
+    arguments = parser.parse_args()
+    main(arguments.rounds, arguments.only)

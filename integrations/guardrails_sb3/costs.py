@@ -121,10 +121,14 @@ class Episodes:
             self._sum(costs[begin : last + 1], rewards[begin : last + 1])
             begin = last + 1
             for env in map(int, np.flatnonzero(dones[last])):
-                ended = (self.costs[env].copy(), float(self.returns[env]), float(self.lengths[env]))
-                self._ended.append((*ended, final_infos[last, env]))
+                self.end(env, final_infos[last, env])
             self.begin(dones[last])
         self._sum(costs[begin:], rewards[begin:])
+
+    def end(self, env: int, info: Info) -> None:
+        """File the episode that has ended in an environment, with its last ``info``."""
+        ended = (self.costs[env].copy(), float(self.returns[env]), float(self.lengths[env]))
+        self._ended.append((*ended, info))
 
     def _sum(self, costs: npt.NDArray[np.float64], rewards: npt.NDArray[np.float64]) -> None:
         with np.errstate(invalid="ignore"):  # costs of inf and -inf in one episode make NaN, which is a violation

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from guardrails import AttachError, Dial, Guard
 from guardrails.competence import Between
@@ -58,7 +58,7 @@ class Dials:
     @property
     def available(self) -> list[str]:
         """Names of the dials that turn on this model."""
-        if isinstance(self._model, OffPolicyAlgorithm):
+        if not isinstance(self._model, OnPolicyAlgorithm):
             return []  # none of these attributes is what its ``train`` reads, and its buffer outlives a scale
         continuous = isinstance(self._model.action_space, spaces.Box)
         return [*self._training, *([ACTION_SCALE] if continuous else [])]

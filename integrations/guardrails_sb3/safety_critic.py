@@ -100,7 +100,8 @@ class HostCritic:
                 or tensor.
             constraint: its name; may be left out where there is one.
         """
-        return self.critic.risk(self._observations(observations), self.scale(actions), constraint)
+        risks: torch.Tensor = self.critic.risk(self._observations(observations), self.scale(actions), constraint)
+        return risks
 
     def limit(self, constraint: str | None = None) -> float:
         """Return the limit in force of a constraint in the unit of `risk`: h = d (1 - γᵀ) / ((1 - γ) T)."""
@@ -109,7 +110,7 @@ class HostCritic:
 
     def scale(self, actions: Any) -> torch.Tensor:
         """Return actions of the environment as the critic has learned them: cut to their bounds, in [-1, 1]."""
-        rows = torch.as_tensor(actions, device=self._model.device)
+        rows: torch.Tensor = torch.as_tensor(actions, device=self._model.device)
         if self.critic.discrete:
             return rows.reshape(-1, 1)
         rows = rows.to(torch.float32).reshape(len(rows), -1)

@@ -21,6 +21,9 @@ from guardrails import AttachError
 INIT_CALLBACK = "_init_callback"
 EXCLUDED_FROM_SAVE = "_excluded_save_params"
 SAMPLE_ACTION = "_sample_action"
+EVALUATED = "_trigger_callback"
+"""Method of a population host that is called after each step of one environment while a candidate is evaluated."""
+
 GREEDY = "_predict"
 """Method of a discrete host's network that acts by its output."""
 
@@ -33,13 +36,18 @@ _DRAW, _DRAW_REAL, _DRAW_VIRTUAL = "_get_samples", "_get_real_samples", "_get_vi
 def check(model: BaseAlgorithm) -> None:
     """Raise AttachError, naming the host's version, if a private name this adapter needs is gone."""
     missing = [name for name in _METHODS if not callable(getattr(model, name, None))]
-    off_policy = isinstance(model, OffPolicyAlgorithm)
-    missing += [name for name in (*_ATTRIBUTES, *(_OFF_POLICY if off_policy else ())) if not hasattr(model, name)]
+    further = _OFF_POLICY if isinstance(model, OffPolicyAlgorithm) else (EVALUATED,) if is_population(model) else ()
+    missing += [name for name in (*_ATTRIBUTES, *further) if not hasattr(model, name)]
     if missing:
         raise AttachError(
             f"{type(model).__name__} of Stable-Baselines3 {stable_baselines3.__version__} has no {', '.join(missing)}: "
             "its internals have moved. Install stable-baselines3>=2.9,<3 or upgrade training-guardrails."
         )
+
+
+def is_population(model: Any) -> bool:
+    """Whether a host evaluates candidates by their returns, as sb3-contrib's ARS does."""
+    return callable(getattr(model, "evaluate_candidates", None)) and hasattr(model, "n_eval_episodes")
 
 
 def last_observations(model: BaseAlgorithm) -> Any:

@@ -8,27 +8,18 @@ import pathlib
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.save_util import open_path
 
 from guardrails import AttachError, Guard
-from guardrails.constraint import PENALTY
-from guardrails.critic import CRITIC_ERROR, Ensemble
-from guardrails_sb3 import checkpoint, seams
+from guardrails.critic import Ensemble
+from guardrails_sb3 import checkpoint, hosts, seams
 from guardrails_sb3.action_sets.hosting import SafeActing
 from guardrails_sb3.dials import Dials
-from guardrails_sb3.off_policy import OffPolicyGuard
-from guardrails_sb3.on_policy import OnPolicyGuard
 from guardrails_sb3.overlay import Overlay
 from guardrails_sb3.record import Recorder
-from guardrails_sb3.replay_critic import ReplayCritic
-from guardrails_sb3.rollout_critic import RolloutCritic
 from guardrails_sb3.safety_critic import HostCritic
-from guardrails_sb3.safety_critic import horizon as horizon_of
 
 logger = logging.getLogger(__name__)
 
@@ -47,9 +38,9 @@ def wrap(
     """Guard ``model`` from its next ``learn`` on, and return that same object.
 
     Supported are the on-policy algorithms PPO and A2C, and sb3-contrib's TRPO, RecurrentPPO and MaskablePPO; and
-    the off-policy ones SAC, TD3, DDPG and DQN, and sb3-contrib's TQC, CrossQ and QRDQN. ``learn``, ``predict``,
-    ``save``, loggers and callbacks work as before; ``save`` writes the guard's state into the zip as well,
-    which loads like any other, also where this package is not installed.
+    the off-policy ones SAC, TD3, DDPG and DQN, and sb3-contrib's TQC, CrossQ and QRDQN; and its ARS. ``learn``,
+    ``predict``, ``save``, loggers and callbacks work as before; ``save`` writes the guard's state into the zip as
+    well, which loads like any other, also where this package is not installed.
 
     A constraint's ``cost`` is a key of ``info``, a function ``info -> float``, or several functions, whose
     values are summed; None reads the key that bears the constraint's name. Every ``info`` must carry the
@@ -87,11 +78,16 @@ def wrap(
         >>> model = wrap(PPO("MlpPolicy", env), Guard(Constraint("cost", limit=25.0)))  # doctest: +SKIP
         >>> model.learn(1_000_000)  # doctest: +SKIP
     """
-    host = _check(model, guard, cost_critic)
+    if isinstance(model, BaseAlgorithm) and _Attachment.of(model) is not None:
+        raise AttachError(
+            f"This {type(model).__name__} is wrapped already. Call unwrap(model) first, or give one Guard all "
+            "constraints."
+        )
+    hosts.check(model, guard, cost_critic)
     state = None if resume is None else checkpoint.read(resume)
-    callback = _callback(host, guard, cost_critic, horizon)
-    dials = Dials(host, guard)
-    acting = SafeActing(host, guard, None if callback.critic is None else callback.critic.host.risk)
+    callback = hosts.callback(model, guard, cost_critic, horizon)
+    dials = Dials(model, guard)
+    acting = SafeActing(model, guard, None if callback.critic is None else callback.critic.host.risk)
     acting.inform(callback.critic)
     guard.attach(type(model).__name__, dials=dials.available, acts=True)
     try:
@@ -154,65 +150,13 @@ def attachment_of(model: BaseAlgorithm) -> _Attachment | None:
     return _Attachment.of(model)
 
 
-def _callback(
-    model: OnPolicyAlgorithm | OffPolicyAlgorithm, guard: Guard, cost_critic: bool | Ensemble, steps: int | None
-) -> OnPolicyGuard | OffPolicyGuard:
-    """Return the callback that guards a host, with its critics."""
-    settings = cost_critic if isinstance(cost_critic, Ensemble) else Ensemble()
-    if isinstance(model, OffPolicyAlgorithm):
-        learned = ReplayCritic(model, guard, settings, horizon_of(model, steps)) if guard.constraints else None
-        return OffPolicyGuard(model, guard, learned)
-    asked = isinstance(cost_critic, Ensemble) and bool(guard.constraints)
-    critic = RolloutCritic(model, guard, settings, horizon_of(model, steps)) if asked else None
-    return OnPolicyGuard(model, guard, cost_critic=bool(cost_critic), critic=critic)
-
-
-def _check(model: Any, guard: Any, cost_critic: Any) -> OnPolicyAlgorithm | OffPolicyAlgorithm:
-    name = type(model).__name__
-    if not isinstance(model, BaseAlgorithm):
-        raise AttachError(f"wrap takes a Stable-Baselines3 model such as PPO('MlpPolicy', env), not {name}.")
-    if not isinstance(guard, Guard):
-        raise AttachError(f"wrap takes a Guard as its second argument, not {type(guard).__name__}.")
-    if not isinstance(model, (OnPolicyAlgorithm, OffPolicyAlgorithm)):
-        raise AttachError(
-            f"{name} collects no rollouts that a guard could act on. Use PPO, A2C, TRPO, RecurrentPPO or "
-            "MaskablePPO, or one of SAC, TD3, DDPG, DQN, TQC, CrossQ and QRDQN."
-        )
-    if _Attachment.of(model) is not None:
-        raise AttachError(
-            f"This {name} is wrapped already. Call unwrap(model) first, or give one Guard all constraints."
-        )
-    acts = guard.constraints or guard.action_sets or guard.refinement is not None
-    if not acts and set(guard.dials) <= {PENALTY}:
-        raise AttachError(
-            f"This Guard has no Constraint, and its dial '{PENALTY}' scales nothing without. Give it a Constraint."
-        )
-    if not isinstance(cost_critic, (bool, Ensemble)):
-        raise AttachError(f"wrap: cost_critic is {cost_critic!r}; give True, False or an Ensemble.")
-    if isinstance(model, OffPolicyAlgorithm) and not cost_critic and guard.constraints:
-        raise AttachError(
-            f"{name} learns from single transitions, so its constraints act through a learned critic alone. Leave "
-            "cost_critic as it is, or give an Ensemble."
-        )
-    columns = {"rewards", "costs", "lengths", "infos", "actions", *(part.name for part in guard.constraints)}
-    if guard.constraints and (isinstance(model, OffPolicyAlgorithm) or isinstance(cost_critic, Ensemble)):
-        columns.add(CRITIC_ERROR)
-    if not isinstance(model.observation_space, spaces.Dict):
-        columns.add("observations")
-    guard.check_columns(columns, f"the {name} host")
-    if model.env is None:
-        raise AttachError(f"This {name} has no environment to learn in. Give load(path, env=env) or call set_env(env).")
-    seams.check(model)
-    return model
-
-
 class _Attachment:
     """The methods of one model object that are overlaid while it is wrapped; the first is bound to this object."""
 
     def __init__(
         self,
         model: BaseAlgorithm,
-        callback: OnPolicyGuard | OffPolicyGuard,
+        callback: hosts.HostGuard,
         dials: Dials,
         acting: SafeActing,
         recorder: Recorder,

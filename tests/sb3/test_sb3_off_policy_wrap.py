@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from sb3_contrib import ARS
 from sb3_envs import Drift, Gamble, callback_of, learn, parameters, same, vec
 from sb3_hosts import ACTORS, GREEDY, SMALL, guarded, host, spy
 from sb3_numbered import Numbered, books, numbered
@@ -89,9 +88,8 @@ class Hasty(SAC):
         ),
         (lambda: host(SAC), {"critic": False}, r"SAC learns from single transitions"),
         (lambda: host(SAC), {"critic": 4}, r"cost_critic is 4; give True, False or an Ensemble"),
-        (lambda: ARS("MlpPolicy", Drift()), {}, r"ARS collects no rollouts.*one of SAC, TD3"),
     ],
-    ids=["buffer", "horizon", "no critic", "foreign", "ARS"],
+    ids=["buffer", "horizon", "no critic", "foreign"],
 )
 def test_what_cannot_be_guarded_is_refused_by_name_and_left_as_it_was(model, settings, message):
     model = model()
