@@ -22,6 +22,14 @@ FAMILIES = {
 }
 """What arms belong to, how pictures call it, and its color."""
 
+FAITHFUL = (
+    "The lowest true quality of `refine 3`, 0.66 in seed 2 of code, is the refiner's doing: taught for 600 steps, that "
+    "seed's reference also changes programs that were right. Taught for 1200 "
+    "(`python benchmarks/refiner.py one code 'refine 3' 2 1200`) the same run ends with a true quality of 0.994 and a "
+    "reward of 1.30; KL 0.7 on that reference with 0.653 and 1.17. These two runs are not in the table."
+)
+"""What was found about the outlier, with its command."""
+
 Runs = dict[str, list[dict]]
 """Records of a task by arm, in the order of the arms."""
 
@@ -42,6 +50,12 @@ def by_task(records: list[dict]) -> dict[str, Runs]:
     for record in sorted(records, key=lambda each: (each["task"], order.index(each["arm"]), each["seed"])):
         found[record["task"]].setdefault(record["arm"], []).append(record)
     return dict(sorted(found.items(), reverse=True))
+
+
+def complete(arms: Runs) -> Runs:
+    """Return the arms that were run with every seed: words and pictures compare only those."""
+    seeds = max(map(len, arms.values()))
+    return {arm: runs for arm, runs in arms.items() if len(runs) == seeds}
 
 
 def collapsed(record: dict) -> bool:
@@ -77,14 +91,21 @@ def report(records: list[dict]) -> None:
         "",
     ]
     for task, arms in tasks.items():
-        lines += [f"## {task}", "", *table(arms), "", *verdict(arms), ""]
-    lines += ["![Curves](refiner_curves.png)", "", "![Reward against true quality](refiner_frontier.png)", ""]
+        lines += [f"## {task}", "", *table(arms), "", *verdict(complete(arms)), ""]
+    lines += [
+        FAITHFUL,
+        "",
+        "![Curves](refiner_curves.png)",
+        "",
+        "![Reward against true quality](refiner_frontier.png)",
+        "",
+    ]
     versions = ", ".join(f"{name} {version}" for name, version in records[-1]["versions"].items())
     lines += [f"Versions: {versions}.", ""]
     text = "\n".join(lines)
     (RESULTS / "refiner.md").write_text(text, encoding="utf-8")
     print(text)
-    draw(tasks)
+    draw({task: complete(arms) for task, arms in tasks.items()})
 
 
 def table(arms: Runs) -> list[str]:

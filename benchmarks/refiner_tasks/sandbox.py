@@ -128,8 +128,6 @@ def _checked(program: str) -> Any:
             call = node.value
             if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "print"):
                 raise ValueError("only print may be called, as a statement")
-            if call.keywords:
-                raise ValueError("print takes values alone")
             calls |= {call, call.func}
         elif node in calls:
             continue
