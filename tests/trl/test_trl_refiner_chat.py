@@ -1,0 +1,46 @@
+"""Conversations: messages are refined as the text that the policy wrote, scored and recorded as messages."""
+
+import json
+
+from tiny_trl import logged
+from trl import GRPOConfig, GRPOTrainer
+
+from guardrails import Guard, Refinement
+from guardrails.refine import Acceptance, ModelRefiner
+from guardrails_trl import GuardrailsCallback, toy
+
+
+def test_conversations_are_refined_scored_and_recorded(repairing_model, tmp_path):
+    words, data = toy.tokenizer(), toy.dataset(64)
+    words.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    data = data.map(lambda row: {"prompt": [{"role": "user", "content": row["prompt"]}]})
+    scored = []
+
+    def brevity(completions, **kwargs):
+        scored.append(completions)
+        return [-float(len(messages[0]["content"].split())) for messages in completions]
+
+    args = GRPOConfig(
+        output_dir=str(tmp_path), per_device_train_batch_size=32, num_generations=8, beta=0.05, max_steps=1,
+        max_completion_length=toy.MAX_COMPLETION_LENGTH, report_to="none", bf16=False, use_cpu=True, logging_steps=1,
+    )  # fmt: skip
+    trainer = GRPOTrainer(repairing_model, brevity, args=args, train_dataset=data, processing_class=words)
+    accept = Acceptance(sound=None, reward=True)
+    guard = Guard(Refinement(ModelRefiner(prompt=toy.REPAIR), 1.0, accept=accept))
+    trainer.add_callback(GuardrailsCallback(trainer, guard))
+    trainer.train()
+
+    logs = trainer._logs
+    said = [messages[0]["content"] for messages in logs["completion"]]
+    refined = logs["extra"]["guardrails/refined"]
+    talk = [target for text, target in zip(said, refined, strict=True) if set(text.split()) & set(toy.FILLERS)]
+    assert len(talk) > 3
+    assert all(target is None or target.isdigit() for target in talk)
+    assert sum(target is not None for target in talk) > 3
+    first, again = scored
+    assert len(again) < len(first) == 32  # only what was changed
+    assert all(set(message) == {"role", "content"} for messages in again for message in messages)
+    assert logged(trainer, "guardrails/refinement/loss")[0] > 0.0
+    ledger = (tmp_path / "guardrails" / "ledger.jsonl").read_text().splitlines()
+    note = next(line for line in map(json.loads, ledger) if line["kind"] == "note")
+    assert all(example["prompt"].endswith("=") for example in note["data"]["examples"])
