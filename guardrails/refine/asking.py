@@ -139,7 +139,10 @@ class Call:
                 if not left or _hopeless(error) or self._breaker.state != "closed":
                     break
                 jittered = min(wait, _LONGEST_WAIT) * (1.0 + 0.5 * self._refiner.jitter.random())
-                await asyncio.sleep(max(jittered, _asked_for(error)))
+                pause = max(jittered, _asked_for(error))
+                if pause >= self._deadline - time.monotonic():  # no attempt would come after it
+                    break
+                await asyncio.sleep(pause)
                 wait *= 2.0
             else:
                 self._breaker.succeeded()

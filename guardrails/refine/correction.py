@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import numpy as np
 
@@ -121,10 +122,10 @@ class Corrector:
                 "refine", f"The refiner {self._refiner!r} returned {len(offers)} texts for {len(rows)} completions."
             )
             return [None] * len(rows)
-        wrong = [offer for offer in offers if not (offer is None or isinstance(offer, str))]
+        wrong = [offer for offer in offers if not (offer is None or _is_text(offer))]
         if wrong:
             self._warn("type", f"The refiner {self._refiner!r} returned {wrong[0]!r:.60}, neither a text nor None.")
-        return [offer if isinstance(offer, str) else None for offer in offers]
+        return [offer if _is_text(offer) else None for offer in offers]
 
     def _judge(
         self, rows: Rows, offers: Sequence[str | None], encode: Encode | None, score: Score | None
@@ -197,6 +198,17 @@ class Corrector:
     def _warn(self, kind: str, text: str) -> None:
         logger.log(logging.DEBUG if kind in self._warned else logging.WARNING, "%s", text)
         self._warned.add(kind)
+
+
+def _is_text(offer: object) -> TypeGuard[str]:
+    """Return whether this is a text that can be written; JSON can hold half of a surrogate pair, tokenizers cannot."""
+    if not isinstance(offer, str):
+        return False
+    try:
+        offer.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _ratios(rows: Rows, texts: Mapping[int, str], changed: Sequence[int], encode: Encode | None) -> list[float]:

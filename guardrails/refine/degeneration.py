@@ -18,7 +18,7 @@ _UNIT = re.compile(r"\w+|[^\w\s]")
 _LONGEST_WORD = 20
 """Longer runs of letters are counted letter by letter: scripts without spaces, and "aaaa...", have no words."""
 
-_FENCE = re.compile(r"\A\s*(`{3,}|~{3,})[^\n`]*\n(.*?)\n?\s*\1\s*\Z", re.DOTALL)
+_FENCE = re.compile(r"\A(`{3,}(?!`)|~{3,}(?!~))[^\n`]*\n(.*)\1\Z", re.DOTALL)
 
 
 class Repetition(Detector):
@@ -174,8 +174,8 @@ def _truncated(rows: Rows) -> list[bool | None]:
 
 
 def _unfenced(text: str) -> str:
-    fenced = _FENCE.match(text)
-    return fenced[2] if fenced else text
+    fenced = _FENCE.match(text.strip())
+    return fenced[2].rstrip() if fenced else text
 
 
 def _parse_json(text: str) -> None:

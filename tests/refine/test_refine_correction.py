@@ -235,3 +235,10 @@ def test_the_edit_ratio_is_the_distance_over_the_longer_length(before, after):
     assert edit_ratio(before, after) == pytest.approx(expected, abs=1e-12)  # one division of small whole numbers
     letters = "".join("abcd"[i] for i in before), "".join("abcd"[i] for i in after)
     assert edit_ratio(*letters) == edit_ratio(before, after)
+
+
+def test_an_offer_that_no_tokenizer_can_read_is_none():
+    """JSON may hold half of a surrogate pair, which is a text of Python's but no Unicode."""
+    result = correct(["good\ud800", "fine"], ["god", "fin"], encode=lambda texts: [text.encode() for text in texts])
+    assert result.targets == [None, "fine"]
+    assert result.failed == 1

@@ -1,4 +1,5 @@
 import math
+import time
 
 import numpy as np
 import pytest
@@ -291,3 +292,10 @@ def test_a_detector_combines_with_detectors_only():
         Empty() | len
     with pytest.raises(TypeError):
         Empty() & len
+
+
+@pytest.mark.parametrize("text", ["~" * 100 + "\n" * 1200 + "x", "```\n" + "\n" * 20000 + "x"])
+def test_degenerate_text_around_a_fence_takes_no_time(text):
+    begun = time.perf_counter()
+    Unparsable("python").detect(rows(text))
+    assert time.perf_counter() - begun < 2.0  # linear: milliseconds; quadratic: 5 s and more

@@ -304,3 +304,11 @@ class TestContract(RefinerContract):
 
     def faultless(self):
         return [("Hello", "Good day")]
+
+
+def test_a_wait_beyond_the_budget_is_not_waited(server):
+    own = refiner(server, retries=2, budget=5.0, backoff=60.0)
+    begun = time.perf_counter()
+    assert ask(own, "MODE:500 ANSWER:one", "ANSWER:two") == [None, "two"]
+    assert time.perf_counter() - begun < 4.0  # nothing is left to do long before the budget is spent
+    assert (own.tally.answered, own.tally.failed) == (1, 1)
