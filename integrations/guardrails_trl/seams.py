@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias
 
 import trl
+from packaging.version import Version
 from torch import Tensor
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.rloo_trainer import RLOOTrainer
@@ -22,7 +23,7 @@ from guardrails import AttachError
 from guardrails_transformers.wrapping import CHECKPOINTS, Wrapping
 from guardrails_trl import advantages
 
-SUPPORTED = "trl>=1.8,<2"
+SUPPORTED = "trl>=1.6,<2"
 """Versions whose names are known here; errors ask for them, and the extra ``trl`` does."""
 
 Mode: TypeAlias = Literal["train", "eval"]
@@ -205,6 +206,11 @@ def _check(trainer: Any, base: type, name: str) -> None:
         )
     version = f"training-guardrails does not know the {base.__name__} of TRL {trl.__version__}"
     cure = f"Install {SUPPORTED} or upgrade training-guardrails."
+    if Version(trl.__version__) < Version("1.6"):
+        raise AttachError(
+            f"{version}: it computes the spread of rewards by other operations, and gives a completion that no reward "
+            f"function scored an advantage of its own. {cure}"
+        )
     for method, expected in _PARAMETERS.items():
         if _parameters(base, method) != expected:
             raise AttachError(f"{version}: its method {method}({', '.join(expected)}) is gone or has changed. {cure}")

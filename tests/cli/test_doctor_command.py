@@ -70,8 +70,8 @@ def test_a_host_of_a_version_that_is_not_supported_is_a_problem_with_its_cure(fi
     distribution(tmp_path, "trl", "0.9.6")
     trl = findings()["trl"]
     assert trl["status"] == "problem"
-    assert trl["text"].startswith("0.9.6, but <2,>=1.8 is supported; needed by extra trl")
-    assert trl["cure"] == "pip install 'trl<2,>=1.8'"
+    assert trl["text"].startswith("0.9.6, but <2,>=1.6 is supported; needed by extra trl")
+    assert trl["cure"] == "pip install 'trl<2,>=1.6'"
 
 
 def test_a_host_that_is_not_installed_is_a_note_with_its_extra(monkeypatch):
@@ -193,8 +193,8 @@ def test_problems_stand_out_with_their_cures(run, tmp_path):
     distribution(tmp_path, "trl", "0.9.6")
     code, out, _ = run()
     assert code == 1
-    assert "PROBLEM  trl: 0.9.6, but <2,>=1.8 is supported; needed by extra trl\n" in out
-    assert "         → pip install 'trl<2,>=1.8'\n" in out
+    assert "PROBLEM  trl: 0.9.6, but <2,>=1.6 is supported; needed by extra trl\n" in out
+    assert "         → pip install 'trl<2,>=1.6'\n" in out
     assert "ok       Python: " in out
 
 

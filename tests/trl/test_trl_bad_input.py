@@ -147,6 +147,12 @@ def test_subclasses_are_guarded_unless_they_replace_the_scoring(random_model, tm
     assert guard.decision.step == 1
 
 
+def test_a_version_of_trl_whose_advantages_mean_something_else_is_refused(trainer, monkeypatch):
+    monkeypatch.setattr(trl, "__version__", "1.5.1")
+    with pytest.raises(AttachError, match=r"TRL 1\.5\.1: it computes the spread.*Install trl>=1\.6,<2"):
+        GuardrailsCallback(trainer, Guard(Constraint("a", limit=1.0, cost=toy.fillers)))
+
+
 @pytest.mark.parametrize("change", ["method gone", "signature changed", "attribute gone", "log column gone"])
 def test_an_unknown_version_of_trl_is_refused_by_its_number(trainer, monkeypatch, change):
     if change == "method gone":
@@ -159,7 +165,7 @@ def test_an_unknown_version_of_trl_is_refused_by_its_number(trainer, monkeypatch
         del trainer._logs["advantages"]
     missing = {"attribute gone": "scale_rewards", "log column gone": r"_logs\['advantages'\]"}
     names = missing.get(change, "_calculate_rewards")
-    with pytest.raises(AttachError, match=f"(?s)TRL {trl.__version__}.*{names}.*Install trl>=1.8,<2"):
+    with pytest.raises(AttachError, match=f"(?s)TRL {trl.__version__}.*{names}.*Install trl>=1.6,<2"):
         GuardrailsCallback(trainer, Guard(Constraint("a", limit=1.0, cost=toy.fillers)))
     assert "_generate_and_score_completions" not in vars(trainer)
 
