@@ -11,8 +11,8 @@ processor time of this single-threaded process. "10% detected" takes every tenth
 
 Peak memory is of the tensors of a step, counted by torch's profiler, with weights, reference and optimizer state; of an
 untrained model of 4 layers of 512, where these are about as much as the activations. The reference decodes to its
-limit, and "all rows changed" then takes two words off each completion, so that no row may use the host's own pass: the worst
-that can be.
+limit, and "all rows changed" then takes two words off each completion, so that no row may use the host's own pass:
+the worst that can be.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 Prompt-lookup speculation (Saxena 2023; "LLMA", Yang et al. 2023) whose draft is the text to be corrected, batched:
 the model reads prompt and draft in one forward pass, each row keeps the longest prefix of its draft that the model
 would have written itself, takes the model's own token at the first difference, finds its place in the draft again
-and goes on. What comes out is what ``model.generate(do_sample=False)`` writes, at a forward pass per edit instead
-of one per token.
+and goes on. What comes out is what ``model.generate(do_sample=False)`` writes where the model's own generation settings
+have no penalties or forced tokens, at a forward pass per edit instead of one per token.
 """
 
 from __future__ import annotations

@@ -34,6 +34,9 @@ Corrected response:
 """
 """What a model is asked by default."""
 
+_GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+"""Without the penalties that a model's own settings may have: what is right is to be repeated word for word."""
+
 
 class ModelRefiner(Refiner):
     """A language model asked for a minimal correction, greedily decoded by copying ahead.
@@ -54,7 +57,7 @@ class ModelRefiner(Refiner):
             message where the tokenizer has a chat template or the prompt is a conversation; or a function from
             prompt and response to a text, which is taken as it is, or to messages.
         generation: settings for ``model.generate``, which then decodes, such as ``{"do_sample": True}``; None is
-            greedy decoding. Sampling draws from torch's global random state.
+            greedy decoding without penalties on repetition. Sampling draws from torch's global random state.
         max_new_tokens: tokens of a correction at most, its end included, ≥ 1; None is as many as a completion may
             have.
         batch_size: rows per forward pass, ≥ 1.
@@ -178,7 +181,7 @@ class ModelRefiner(Refiner):
         ids = torch.tensor([[pad] * (width - len(row)) + row for row in asked], device=device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in asked], device=device)
         settings = {"max_new_tokens": limit, "eos_token_id": sorted(ends), "pad_token_id": pad}
-        settings |= {"do_sample": False, "num_beams": 1} if self.generation is None else self.generation
+        settings |= _GREEDY if self.generation is None else self.generation
         config = GenerationConfig(**settings)  # type: ignore[no-untyped-call]
         written = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
         return [_until(row, ends) for row in written[:, width:].tolist()]

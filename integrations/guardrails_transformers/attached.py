@@ -56,13 +56,15 @@ class AttachedCallback(TrainerCallback):
         if host is None:
             return
         host.unwrap()
-        self._let_go()
-        host.forget(PREFIX)
-        while host.has_callback(self):
-            host.trainer.remove_callback(self)
-        self._wrapping = None
-        self._close_ledger()
-        self._guard.detach()
+        try:
+            self._let_go()
+        finally:
+            host.forget(PREFIX)
+            while host.has_callback(self):
+                host.trainer.remove_callback(self)
+            self._wrapping = None
+            self._close_ledger()
+            self._guard.detach()
 
     def _let_go(self) -> None:
         """Restore what else was changed, once the methods are unwrapped."""

@@ -37,11 +37,17 @@ def save_guard(guard: Guard, folder: str | os.PathLike[str]) -> Path:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
+        os.chmod(temporary, _shared(folder))
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
     return path
+
+
+def _shared(folder: str | os.PathLike[str]) -> int:
+    """Return the mode of a file that whoever may read or write the checkpoint's folder may read or write too."""
+    return os.stat(folder).st_mode & 0o666
 
 
 def load_guard(guard: Guard, folder: str | os.PathLike[str], *, missing_ok: bool = False) -> bool:

@@ -199,6 +199,8 @@ class GuardrailsCallback(AttachedCallback):
             for part in self._guard.constraints:
                 if part.name in scored.costs:
                     host.log("eval", {f"{PREFIX}{part.name}/cost": _mean_cost(part, scored.costs[part.name])})
+            if self._refining is not None:
+                self._refining.leave(PREFIX, len(scored.rewards))
         for name, costs in scored.costs.items():
             host.log_column(f"{PREFIX}{name}/cost", costs.tolist())
         return output
@@ -220,7 +222,7 @@ class GuardrailsCallback(AttachedCallback):
         decision = self._guard.step(rollout)
         host.log("train", {f"{PREFIX}{name}": value for name, value in decision.metrics().items()})
         if refining is not None:
-            self._refine(refining, refined, written, output, decision.step)
+            self._refine(refining, refined, written, output, decision.step, rollout.n_rows)
         steering = self._guard.steering | (self._dials.steering if self._dials is not None else frozenset())
         acting = [part for part in self._guard.constraints if part.name not in steering]
         multipliers = decision.multipliers
@@ -241,13 +243,20 @@ class GuardrailsCallback(AttachedCallback):
         host.replace_logged_advantages(everything.tolist())
 
     def _refine(
-        self, refining: Refining, refined: Refined | None, written: Written, output: dict[str, Any], step: int
+        self,
+        refining: Refining,
+        refined: Refined | None,
+        written: Written,
+        output: dict[str, Any],
+        step: int,
+        n_rows: int,
     ) -> None:
         """Correct what was written unless that was done to decide, or the weight is 0; learn and report it."""
         if refined is None and self._guard.refinement_weight > 0.0:
             refined = refining.correct(written, output)
         if refined is None:
             refining.rest()
+            refining.leave(PREFIX, n_rows)
             return
         refining.learn(refined, written, output)
         refining.report(refined, written, PREFIX, step)

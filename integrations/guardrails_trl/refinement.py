@@ -83,7 +83,7 @@ class Refining:
         _check_columns(part, host)
         self._corrector = Corrector(part.corrects, part.detects, part.accept)
         self._loss = RefinedLoss(self._seams)
-        self._learning = False
+        self._learning = self._reported = False
         part.corrects.attach(self._seams)
 
     def attach(self) -> None:
@@ -144,6 +144,11 @@ class Refining:
         """Learn nothing on the batch to come."""
         self._learning = False
 
+    def leave(self, prefix: str, n_rows: int) -> None:
+        """Keep the table of completions aligned over rows that are not refined, of all processes."""
+        if self._reported:
+            self._host.log_column(f"{prefix}refined", [None] * n_rows)
+
     def report(self, refined: Refined, written: Written, prefix: str, step: int) -> None:
         """Log what was done, into the host's scalars and table of completions and into the ledger."""
         n_rows, n_refined, n_accepted, n_changed = refined.counts
@@ -158,6 +163,7 @@ class Refining:
         }
         self._host.log("train", {f"{prefix}{self._part.name}/{name}": value for name, value in scalars.items()})
         if self._host.is_alone or self._seams.shows_completions:
+            self._reported = True
             targets: list[Any] = refined.found.targets
             self._host.log_column(
                 f"{prefix}refined", targets if self._host.is_alone else self._seams.gathered_objects(targets)
@@ -183,6 +189,7 @@ class Refining:
         """Return the tokens of each y⁺, and the corrections without those that are too long."""
         targets: list[list[int] | None] = [None] * len(texts)
         special = set(self._seams.tokenizer.all_special_ids)
+        spelt_out = special - {self._seams.tokenizer.unk_token_id}  # which is a word the tokenizer does not know
         encoded = []
         for row, text in enumerate(found.targets):
             ids = written.ids[row]
@@ -196,11 +203,14 @@ class Refining:
         limit = self._seams.max_completion_length
         tokens = self._encode([str(found.offers[row]) for row in encoded]) if encoded else []
         for row, ids in zip(encoded, tokens, strict=True):
-            if len(ids) < limit:
-                targets[row] = [*ids, self._seams.end_token(written.ids[row])]
+            if not spelt_out.isdisjoint(ids):
+                problem = "it spells out a special token"
+            elif len(ids) >= limit:
+                problem = f"it is longer than the {limit} tokens of a completion"
             else:
-                accepted[row], ratios[row] = False, 1.0
-                refused[row] = f"it is longer than the {limit} tokens of a completion"
+                targets[row] = [*ids, self._seams.end_token(written.ids[row])]
+                continue
+            accepted[row], ratios[row], refused[row] = False, 1.0, problem
         found = replace(found, accepted=tuple(accepted), refused=tuple(refused), edit_ratio=ratios)
         return found, targets
 

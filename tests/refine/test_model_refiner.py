@@ -163,6 +163,16 @@ def test_the_models_own_sampling_defaults_do_not_reach_the_greedy_fallback(repai
     assert attached(ModelRefiner(prompt=ASK), repairing).refine(["x"] * 5, COMPLETIONS) == CORRECTED
 
 
+@pytest.mark.parametrize("copying", [True, False])
+def test_the_models_own_penalty_on_repetition_forbids_no_copying(repairing, monkeypatch, copying):
+    from guardrails.refine import model as module
+
+    monkeypatch.setattr(module, "supports", lambda model: copying)
+    penalty = GenerationConfig(repetition_penalty=50.0, no_repeat_ngram_size=1)
+    monkeypatch.setattr(repairing, "generation_config", penalty)
+    assert attached(ModelRefiner(prompt=ASK), repairing).refine(["x"] * 5, COMPLETIONS) == CORRECTED
+
+
 def test_every_module_keeps_its_mode_also_when_decoding_fails(repairing):
     repairing.train()
     repairing.model.layers[0].eval()

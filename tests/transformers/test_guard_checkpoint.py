@@ -71,3 +71,9 @@ def test_a_half_broken_state_is_not_half_loaded(tmp_path):
     with pytest.raises(StateError, match="cannot be loaded"):
         load_guard(guard, tmp_path)
     assert guard.state_dict() == fresh_guard().state_dict()
+
+
+def test_whoever_may_read_the_folder_may_read_the_state(tmp_path):
+    tmp_path.chmod(0o755)
+    path = save_guard(Guard(Constraint("cost", limit=1.0)), tmp_path)
+    assert path.stat().st_mode & 0o777 == 0o644

@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from tiny_trl import build_trainer, logged, same_weights, weights
+from transformers import TrainerCallback
 from trl import GRPOTrainer
 
 from guardrails import AttachError, Constraint, Gate, Guard, Refinement, Require
@@ -45,6 +46,16 @@ class Recording(Refiner):
     def refine(self, prompts, completions):
         self.asked.append(list(zip(prompts, completions, strict=True)))
         return [self.correct(text) for text in completions]
+
+
+class OnStepEnd(TrainerCallback):
+    """Calls a function after each step."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.function()
 
 
 def guarded(trainer, *parts, **settings):
@@ -144,6 +155,32 @@ def test_detectors_are_told_of_truncation_and_entropy_where_the_host_knows(speak
     assert logged(reused, PREFIX + "intervention_rate") == [1.0]  # one generation, two updates
 
 
+def test_a_correction_that_spells_out_a_special_token_is_refused(speaking_model, tmp_path):
+    trainer = build_trainer(speaking_model, tmp_path)
+    guarded(
+        trainer,
+        Refinement(FunctionRefiner(lambda prompt, text: f"7 {trainer.processing_class.eos_token} 7"), accept=ANY),
+    )
+    trainer.train()
+    assert logged(trainer, PREFIX + "acceptance_rate") == [0.0]
+    assert logged(trainer, PREFIX + "edit_ratio") == [1.0]
+
+
+def test_a_refiner_that_fails_to_let_go_leaves_no_trace_on_the_trainer(speaking_model, tmp_path):
+    class Clinging(Recording):
+        def detach(self):
+            raise RuntimeError("not yet")
+
+    trainer = build_trainer(speaking_model, tmp_path)
+    before = dict(vars(trainer))
+    callback = guarded(trainer, Refinement(Clinging()))
+    with pytest.raises(RuntimeError, match="not yet"):
+        callback.detach()
+    assert vars(trainer).keys() == before.keys()
+    assert callback not in trainer.callback_handler.callbacks
+    guarded(trainer, Refinement(Recording()))
+
+
 class TestWeight:
     def test_a_constraint_turns_the_weight_and_leaves_advantages_alone(self, speaking_model, tmp_path):
         trainer = build_trainer(speaking_model, tmp_path, max_steps=3, learning_rate=0.0)
@@ -176,6 +213,26 @@ class TestWeight:
         plain = build_trainer(speaking_model, tmp_path, max_steps=3)
         plain.train()
         assert same_weights(weights(trainer), weights(plain))
+
+    def test_the_table_shows_no_corrections_of_earlier_rows(self, speaking_model, tmp_path):
+        trainer = build_trainer(speaking_model, tmp_path, max_steps=2, eval_rows=8)
+        steps = iter([1.0, 0.0, 0.0])
+        cost = lambda completions, **columns: [next(steps)] * len(completions)  # noqa: E731
+        held = Constraint("once", limit=0.5, cost=cost, scheduler=DualAscent(1.0))
+        guarded(trainer, Refinement(FunctionRefiner(lambda prompt, text: "hello"), held, accept=ANY))
+        column = []
+        trainer.add_callback(OnStepEnd(lambda: column.append([refined for *_, refined in table(trainer)])))
+        trainer.train()
+        assert logged(trainer, PREFIX + "weight") == [1.0, 0.0]
+        assert column == [["hello"] * 8, [None] * 8]
+
+    def test_the_table_of_an_evaluation_shows_no_corrections_of_trained_rows(self, speaking_model, tmp_path):
+        trainer = build_trainer(speaking_model, tmp_path, eval_rows=8)
+        guarded(trainer, Refinement(FunctionRefiner(lambda prompt, text: "hello"), 1.0, accept=ANY))
+        trainer.train()
+        assert [refined for *_, refined in table(trainer)] == ["hello"] * 8
+        trainer.evaluate()
+        assert [refined for *_, refined in table(trainer)] == [None] * 8
 
     def test_a_gate_reads_the_edit_ratio_and_turns_the_weight(self, speaking_model, tmp_path):
         trainer = build_trainer(
