@@ -10,7 +10,7 @@ from sb3_numbered import books, numbered
 
 from guardrails import AttachError, Constraint, Guard
 from guardrails.critic import Ensemble
-from guardrails.schedulers import PID, AugmentedLagrangian, Fixed
+from guardrails.schedulers import PID, AugmentedLagrangian, Fixed, Margin
 from guardrails_sb3 import ActionBox, unwrap, wrap
 
 
@@ -72,9 +72,11 @@ def test_a_multiplier_of_zero_leaves_the_search_as_unguarded():
     assert not {"evaluate_candidates", "_trigger_callback"} & set(vars(watched))
 
 
-def test_it_reaches_the_optimal_return_and_holds_the_limit():
-    model = host(machines(1), n_delta=16, n_eval_episodes=4, delta_std=0.1, learning_rate=0.1, n_top=16)
-    guard = Guard(Constraint("cost", limit=LIMIT, scheduler=PID(kp=0.2, ki=0.05, kd=0.0)))
+@pytest.mark.slow
+def test_it_reaches_the_optimal_return_near_the_limit():
+    """Means of the last third: a search along eight random directions wanders about by a tenth."""
+    model = host(machines(1), n_delta=8, n_eval_episodes=4, delta_std=0.1, learning_rate=0.2, n_top=8)
+    guard = Guard(Constraint("cost", limit=LIMIT, scheduler=Margin(PID(kp=0.2, ki=0.05, kd=0.0), 0.05)))
     found = []
 
     def look(locals_, globals_):
@@ -83,11 +85,11 @@ def test_it_reaches_the_optimal_return_and_holds_the_limit():
             found.append(evaluate(np.ones((N_STATES, 1)), (actions + 1.0) / 2.0))
         return True
 
-    wrap(model, guard).learn(100 * 32 * 4 * HORIZON, callback=look, log_interval=1000)
+    wrap(model, guard).learn(60 * 16 * 4 * HORIZON, callback=look, log_interval=1000)
     best, _ = optimum(np.linspace(0.0, 1.0, 101))
-    earned, worn = np.mean(found[len(found) // 2 :], axis=0)
-    assert earned >= 0.9 * best
-    assert worn <= 1.05 * LIMIT
+    earned, worn = np.mean(found[2 * len(found) // 3 :], axis=0)
+    assert earned >= 0.95 * best
+    assert worn <= 1.1 * LIMIT
 
 
 def test_an_unmeasurable_cost_makes_a_candidate_worth_less_and_not_more():
