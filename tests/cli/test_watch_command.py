@@ -215,7 +215,12 @@ def test_a_ledger_that_is_yet_to_be_begun_is_waited_for(tmp_path):
 
 
 def test_waiting_for_a_ledger_is_left_with_ctrl_c(tmp_path):
-    process = subprocess.Popen([*WATCH, tmp_path / "run"], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*WATCH, tmp_path / "run"],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+    )
     assert "Waiting" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
