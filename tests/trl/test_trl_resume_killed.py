@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from killed_training import STEPS, trainer_and_guard
+from killed_trl import STEPS, trainer_and_guard
 from tiny_trl import same_weights, weights
 from transformers import TrainerCallback
 
 from guardrails.ledger import read, verify
 
-SCRIPT = Path(__file__).with_name("killed_training.py")
+SCRIPT = Path(__file__).with_name("killed_trl.py")
 
 
 def start(model, folder, kind, resume=""):
@@ -44,7 +44,7 @@ class Stop(TrainerCallback):
 
 
 @pytest.mark.parametrize("kind", ["grpo", pytest.param("rloo", marks=pytest.mark.slow)])
-def test_a_killed_training_goes_on_to_the_bit_in_a_new_process(random_model, tmp_path, kind):
+def test_a_killed_trl_goes_on_to_the_bit_in_a_new_process(random_model, tmp_path, kind):
     whole, guard = trainer_and_guard(random_model, tmp_path / "whole", kind=kind)
     whole.train()
     assert guard.gates["gate"].rung > 0  # else there would be less state to lose
