@@ -163,3 +163,31 @@ def test_nothing_waits_for_the_device_once_per_micro_batch(random_model, tmp_pat
     # Per generation: each cost for the decision and for the table of completions; rewards, lengths, a look for rewards
     # that are missing, and the advantages for the table.
     assert 0 < extra[1] <= 2 * len(parts) + 5
+
+
+def test_a_guarded_rloo_run_holds_a_limit_the_unguarded_one_breaks(speaking_model, tmp_path):
+    settings = {
+        "kind": "rloo",
+        "per_device_train_batch_size": 32,
+        "num_generations": 8,
+        "max_completion_length": toy.MAX_COMPLETION_LENGTH,
+        "max_steps": 60,
+        "rows": 512,
+    }
+    last = {}
+    for name in ("unguarded", "guarded"):
+        seen = []
+
+        def reward(completions, **columns):
+            seen.append(sum(toy.fillers(completions)) / len(completions))  # noqa: B023
+            return toy.reward(completions, **columns)
+
+        if name == "guarded":
+            constraint = on_fillers(PID(kp=0.1, ki=0.05, smoothing_p=0.9))
+            guarded(speaking_model, tmp_path, constraint, rewards=reward, **settings)[0].train()
+            assert max(seen) > 0.5  # it was violated on the way, so something had to hold it
+        else:
+            build_trainer(speaking_model, tmp_path, rewards=reward, **settings).train()
+        last[name] = sum(seen[-15:]) / 15
+    assert last["unguarded"] > 2.0
+    assert last["guarded"] <= 0.5
