@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from guardrails.critic.calibration import CRITIC_ERROR, CriticCalibration
 from guardrails.critic.ensemble import Ensemble
 from guardrails.critic.horizon import critic_limit, critic_unit
 
@@ -13,8 +12,6 @@ _LATE = {"SafetyCritic": "guardrails.critic.safety", "Transitions": "guardrails.
 """Names of modules that need torch, imported when the name is first used."""
 
 __all__ = [
-    "CRITIC_ERROR",
-    "CriticCalibration",
     "Ensemble",
     "SafetyCritic",
     "Transitions",

@@ -14,6 +14,9 @@ from guardrails import Constraint, Rollout, RolloutError
 Info = Mapping[str, Any]
 Reader = Callable[[Info], float]
 
+PREDICTED = "predicted_cost"
+"""Key of an episode's info with what a critic predicted of its cost."""
+
 _SUMS = ("costs", "returns", "lengths")
 
 
@@ -141,23 +144,32 @@ class Episodes:
         """How many episodes have ended since the last `take`."""
         return len(self._ended)
 
-    def take(self, further: Mapping[str, Sequence[float]] | None = None, **columns: Sequence[Any]) -> Rollout:
+    def take(self, missed: Sequence[npt.NDArray[np.float64]] | None = None, **columns: Sequence[Any]) -> Rollout:
         """Return the episodes that ended since the last call, one row each.
 
         Args:
-            further: numbers of each episode that a metric may read as it reads costs, by name.
+            missed: for each, by how much a critic's predictions of its costs were off, ``(n_constraints,)`` in the
+                costs' units. Its info then says under ``predicted_cost/<name>``, and for the first constraint under
+                ``predicted_cost``, the cost less what was missed, as `CriticCalibration` reads it.
             **columns: further columns of `Rollout`.
         """
         ended, self._ended = self._ended, []
         sums = np.array([row[0] for row in ended]).reshape(len(ended), len(self._names))
-        costs = {name: sums[:, index] for index, name in enumerate(self._names)}
+        infos = [row[3] for row in ended]
+        if missed is not None:
+            infos = [self._foreseen(*each) for each in zip(infos, sums, missed, strict=True)]
         return Rollout(
             rewards=[row[1] for row in ended],
-            costs={**(further or {}), **costs},
+            costs={name: sums[:, index] for index, name in enumerate(self._names)},
             lengths=[row[2] for row in ended],
-            infos=[row[3] for row in ended],
+            infos=infos,
             **columns,
         )
+
+    def _foreseen(self, info: Info, costs: npt.NDArray[np.float64], missed: npt.NDArray[np.float64]) -> dict[str, Any]:
+        predicted = (costs + missed).tolist()
+        named = {f"{PREDICTED}/{name}": value for name, value in zip(self._names, predicted, strict=True)}
+        return {**info, PREDICTED: predicted[0], **named}
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the sums of the running episodes."""

@@ -11,7 +11,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from guardrails import AttachError, Guard
 from guardrails.constraint import PENALTY
-from guardrails.critic import CRITIC_ERROR, Ensemble
+from guardrails.critic import Ensemble
 from guardrails_sb3 import seams
 from guardrails_sb3.off_policy import OffPolicyGuard
 from guardrails_sb3.on_policy import OnPolicyGuard
@@ -70,7 +70,7 @@ def check(model: Any, guard: Any, cost_critic: Any) -> None:
             f"{name} evaluates candidates that are not the model itself, so action sets would not reach them. Wrap its "
             "environments in SafeActions, or use another algorithm."
         )
-    guard.check_columns(_columns(model, guard, cost_critic), f"the {name} host")
+    guard.check_columns(_columns(model, guard), f"the {name} host")
     if model.env is None:
         raise AttachError(f"This {name} has no environment to learn in. Give load(path, env=env) or call set_env(env).")
     seams.check(model)
@@ -89,13 +89,11 @@ def _check_critic(model: BaseAlgorithm, guard: Guard, cost_critic: Any) -> None:
         raise AttachError(f"{name} judges whole episodes and has no use for a safety critic. Leave cost_critic out.")
 
 
-def _columns(model: BaseAlgorithm, guard: Guard, cost_critic: bool | Ensemble) -> set[str]:
+def _columns(model: BaseAlgorithm, guard: Guard) -> set[str]:
     """Return the names of the columns that a host provides to metrics."""
     columns = {"rewards", "costs", "lengths", "infos", *(part.name for part in guard.constraints)}
     if seams.is_population(model):
         return columns
-    if guard.constraints and (isinstance(model, OffPolicyAlgorithm) or isinstance(cost_critic, Ensemble)):
-        columns.add(CRITIC_ERROR)
     if not isinstance(model.observation_space, spaces.Dict):
         columns.add("observations")
     return columns | {"actions"}

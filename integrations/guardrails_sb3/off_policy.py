@@ -18,7 +18,6 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from guardrails import Guard, StateError
-from guardrails.critic import CRITIC_ERROR
 from guardrails_sb3 import seams
 from guardrails_sb3.costs import Episodes, cost_reader
 from guardrails_sb3.replay_critic import ReplayCritic
@@ -131,9 +130,8 @@ class OffPolicyGuard(BaseCallback):
     def _on_rollout_end(self) -> None:
         if self._released or not self._episodes.ended:
             return
-        foreseen, metrics = ([], {}) if self.critic is None else self.critic.take()
-        further: dict[str, Sequence[float]] = {} if self.critic is None else {CRITIC_ERROR: foreseen}
-        rollout = self._episodes.take(further, **self._trajectories.take())
+        missed, metrics = (None, {}) if self.critic is None else self.critic.take()
+        rollout = self._episodes.take(missed, **self._trajectories.take())
         if self._host.num_timesteps <= self._host.learning_starts:
             return
         decision = self.guard.step(rollout)

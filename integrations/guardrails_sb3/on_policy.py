@@ -18,7 +18,6 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from guardrails import Guard, Rollout, StateError
-from guardrails.critic import CRITIC_ERROR
 from guardrails_sb3 import seams
 from guardrails_sb3.advantages import FloatArray, gae, measurable, mix
 from guardrails_sb3.cost_value import CostValue, Observations
@@ -131,8 +130,8 @@ class OnPolicyGuard(BaseCallback):
         actions = np.array(self.locals.get("clipped_actions", self.locals["actions"]))
         return actions.reshape(len(actions), -1)
 
-    def _take(self, further: Mapping[str, Sequence[float]] | None = None) -> Rollout:
-        return self._episodes.take(further, **self._trajectories.take())
+    def _take(self, missed: Sequence[FloatArray] | None = None) -> Rollout:
+        return self._episodes.take(missed, **self._trajectories.take())
 
     def _truncated(self) -> npt.NDArray[np.bool_]:
         """Return which steps were the last of an episode that a time limit cut short, ``(n_steps, n_envs)``."""
@@ -162,8 +161,8 @@ class OnPolicyGuard(BaseCallback):
         else:
             buffer, truncated = self.model.rollout_buffer, self._truncated()
             observations = _flatten(buffer.observations, buffer.obs_shape)
-            errors, judged = self.critic.foresee(observations, buffer.actions, costs, self._dones, truncated)
-            decision = self.guard.step(self._take({CRITIC_ERROR: errors}))
+            missed, judged = self.critic.foresee(observations, buffer.actions, costs, self._dones, truncated)
+            decision = self.guard.step(self._take(missed))
             judged |= self.critic.fit(observations, buffer.actions, costs, self._dones, truncated, decision.step)
         losses = np.empty(0)
         if self._critic is None:

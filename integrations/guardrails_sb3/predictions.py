@@ -14,14 +14,14 @@ _PER_EPISODE = 64
 """Predictions of an episode of full length: enough for a mean, and a fraction of the cost of one at every step."""
 
 _UNFORESEEN = 1e9
-"""Error, in violation scales, of an episode too short to judge: what was not measured is not taken for right."""
+"""What was missed of an episode too short to judge, in violation scales: the unmeasured is not taken for right."""
 
 
 class Predictions:
     """Predicted cost-to-go along the running episodes, and the errors of those that have ended.
 
-    The error of an episode is the mean over its predictions of |Q̄_c(s_t, a_t) - Σ_k γᵏ c_{t+k}|, in violation
-    scales, the largest over the constraints; coverage is the share of predictions whose risk Q̄_c + κ σ was not
+    What was missed of an episode is the mean over its predictions of |Q̄_c(s_t, a_t) - Σ_k γᵏ c_{t+k}|, in violation
+    scales, with the sign of the mean difference; coverage is the share of predictions whose risk Q̄_c + κ σ was not
     exceeded. Where a time limit cut the episode, the costs that would have followed are taken to be the last
     prediction.
 
@@ -39,9 +39,8 @@ class Predictions:
         self._ticks = 0
         self._costs: list[list[FloatArray]] = [[] for _ in range(n_envs)]
         self._made: list[list[tuple[int, FloatArray, FloatArray]]] = [[] for _ in range(n_envs)]
-        self._errors: list[float] = []
-        self._covered: list[FloatArray] = []
-        self._sizes: list[FloatArray] = []
+        self._missed: list[FloatArray] = []
+        self._judged: list[tuple[FloatArray, FloatArray]] = []
 
     @property
     def due(self) -> bool:
@@ -84,29 +83,29 @@ class Predictions:
         else:
             following = np.zeros(len(self._units))
         if not len(places):
-            self._errors.append(_UNFORESEEN)
+            self._missed.append(np.full(len(self._units), _UNFORESEEN))
             return
         togo = np.empty_like(costs)
         for step in reversed(range(len(costs))):
             togo[step] = following = costs[step] + self._gamma * following
         realised = togo[places]
         errors = np.abs(means - realised).mean(axis=0) / self._units
-        self._errors.append(float(min(errors.max(), _UNFORESEEN)))
-        self._sizes.append(errors)
-        self._covered.append((self._signs * realised <= self._signs * risks).mean(axis=0))
+        over = (means - realised).mean(axis=0) >= 0.0
+        self._missed.append(np.minimum(np.where(over, errors, -errors), _UNFORESEEN))
+        self._judged.append((errors, (self._signs * realised <= self._signs * risks).mean(axis=0)))
 
-    def take(self) -> tuple[list[float], FloatArray | None, FloatArray | None]:
+    def take(self) -> tuple[list[FloatArray], FloatArray | None, FloatArray | None]:
         """Return what was judged of the episodes that ended since the last call.
 
         Returns:
-            The error of each; and the mean error and coverage of each constraint over those that were long enough
-            to judge, None without any.
+            What was missed of each, ``(n_constraints,)``; and the mean error and coverage of each constraint over
+            those that were long enough to judge, None without any.
         """
-        errors, sizes, covered = self._errors, self._sizes, self._covered
-        self._errors, self._sizes, self._covered = [], [], []
-        if not sizes:
-            return errors, None, None
-        return errors, np.mean(sizes, axis=0), np.mean(covered, axis=0)
+        missed, judged = self._missed, self._judged
+        self._missed, self._judged = [], []
+        if not judged:
+            return missed, None, None
+        return missed, np.mean([errors for errors, _ in judged], axis=0), np.mean([each for _, each in judged], axis=0)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return what the running episodes hold."""

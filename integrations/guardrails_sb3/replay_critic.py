@@ -215,14 +215,14 @@ class ReplayCritic:
             )
         )
 
-    def take(self) -> tuple[list[float], dict[str, float]]:
-        """Return the prediction error of each episode that ended since the last call, and metrics for the log."""
-        foreseen, errors, covered = self._predictions.take()
+    def take(self) -> tuple[list[FloatArray], dict[str, float]]:
+        """Return what was missed of each episode that ended since the last call, in the costs' units, and metrics."""
+        missed, errors, covered = self._predictions.take()
         metrics = {f"{self._names[0]}/critic_loss": self.host.critic.take_loss()}
         if errors is not None and covered is not None:
             metrics |= {f"{name}/critic_error": float(errors[index]) for index, name in enumerate(self._names)}
             metrics |= {f"{name}/critic_coverage": float(covered[index]) for index, name in enumerate(self._names)}
-        return foreseen, metrics
+        return [each * self._scales for each in missed], metrics
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return what an exact resume needs besides the replay buffer."""

@@ -39,6 +39,7 @@ class RolloutCritic:
     def __init__(self, model: OnPolicyAlgorithm, guard: Guard, settings: Ensemble, horizon: int) -> None:
         self.host = HostCritic(model, guard, settings, horizon)
         self._names = [part.name for part in guard.constraints]
+        self._scales = np.array([part.violation_scale for part in guard.constraints])
         signs = [-1.0 if part.sense == ">=" else 1.0 for part in guard.constraints]
         self._predictions = Predictions(model.n_envs, self.host.units, signs, horizon, self.host.gamma)
         self._device, self._seed = model.device, int(model.seed or 0)
@@ -52,7 +53,7 @@ class RolloutCritic:
 
     def foresee(
         self, observations: Any, actions: npt.NDArray[Any], costs: FloatArray, dones: BoolArray, truncated: BoolArray
-    ) -> tuple[list[float], dict[str, float]]:
+    ) -> tuple[list[FloatArray], dict[str, float]]:
         """Hold the critic, as it is, against the costs of a rollout.
 
         Args:
@@ -63,7 +64,7 @@ class RolloutCritic:
             truncated: ``(n_steps, n_envs)``, whether by a time limit.
 
         Returns:
-            The error of each episode that ended, and metrics for the log.
+            What was missed of each episode that ended, in the costs' units, and metrics for the log.
         """
         rows, chosen = self._torch(observations), self._actions(actions)
         means, risks = (part.reshape(costs.shape) for part in self._judged(rows, chosen))
@@ -71,11 +72,12 @@ class RolloutCritic:
             if self._predictions.due:
                 self._predictions.predict(means[step], risks[step])
             self._predictions.step(costs[step], dones[step], truncated[step])
-        errors, sizes, covered = self._predictions.take()
+        judged, sizes, covered = self._predictions.take()
+        missed = [each * self._scales for each in judged]
         if sizes is None or covered is None:
-            return errors, {}
+            return missed, {}
         metrics = {f"{name}/critic_error": float(sizes[index]) for index, name in enumerate(self._names)}
-        return errors, metrics | {f"{name}/critic_coverage": float(covered[i]) for i, name in enumerate(self._names)}
+        return missed, metrics | {f"{name}/critic_coverage": float(covered[i]) for i, name in enumerate(self._names)}
 
     def _judged(self, rows: Any, actions: torch.Tensor) -> tuple[FloatArray, FloatArray]:
         parts = []

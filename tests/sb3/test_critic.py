@@ -8,8 +8,8 @@ import torch
 from sb3_machine import COOL, HOT, LEVELS, N_STATES, exact_cost_to_go, wear
 from torch import nn
 
-from guardrails import ConfigurationError, Rollout, RolloutError, StateError
-from guardrails.critic import CriticCalibration, Ensemble, SafetyCritic, Transitions, critic_limit, critic_unit
+from guardrails import ConfigurationError, StateError
+from guardrails.critic import Ensemble, SafetyCritic, Transitions, critic_limit, critic_unit
 from guardrails.critic.networks import EnsembleMLP
 
 torch.set_num_threads(1)
@@ -224,10 +224,3 @@ def test_a_saved_critic_goes_on_bit_for_bit_and_a_foreign_one_is_refused_whole()
     with pytest.raises(StateError, match=r"saved safety critic does not fit.*perceptrons"):
         other.load_tensors(saved)
     assert torch.equal(before, other.risk(torch.eye(3), torch.zeros(3, 1)))
-
-
-def test_calibration_scores_an_episode_by_its_error():
-    rollout = Rollout(costs={"cost": [0.0, 0.0, 0.0], "critic_error": [0.0, 0.25, 3.0]})
-    assert CriticCalibration(tolerance=1.0).measure(rollout).tolist() == [1.0, 0.75, 0.0]
-    with pytest.raises(RolloutError, match="critic_error"):
-        CriticCalibration().measure(Rollout(costs={"cost": [0.0]}))

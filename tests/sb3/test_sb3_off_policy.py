@@ -7,11 +7,11 @@ import pytest
 import torch
 from sb3_envs import Drift, callback_of, learn, parameters, same, vec
 from sb3_hosts import ACTORS, GREEDY, guarded, host
-from stable_baselines3 import DDPG, DQN, PPO, SAC, TD3
+from stable_baselines3 import DDPG, DQN, SAC, TD3
 
 from guardrails import AttachError, Constraint, Dial, Gate, Guard, Require
-from guardrails.competence import ActionVariance, RewardLevel
-from guardrails.critic import CriticCalibration, critic_unit
+from guardrails.competence import ActionVariance, CriticCalibration, RewardLevel
+from guardrails.critic import critic_unit
 from guardrails.schedulers import AugmentedLagrangian, Fixed
 from guardrails_sb3 import safety_critic, wrap
 
@@ -166,7 +166,7 @@ def test_the_guard_decides_once_per_collection_in_which_episodes_ended_and_not_o
     ends = sorted({*range(5, 41, 5), *range(8, 41, 8)})
     assert [row.n_rows for row in rows] == [2 if end % 40 == 0 else 1 for end in ends if 2 * end > 30]
     assert {length for row in rows for length in row.lengths} == {5.0, 8.0}
-    assert all(row.columns >= {"cost", "critic_error", "rewards", "infos"} for row in rows)
+    assert all(row.columns >= {"cost", "rewards", "infos"} for row in rows)
 
 
 def test_sums_of_an_episode_go_on_through_a_stopped_learn_and_begin_anew_with_the_environments():
@@ -193,14 +193,17 @@ def test_the_log_names_multiplier_loss_and_calibration():
 
 
 def test_metrics_read_trajectories_and_the_calibration_of_the_critic():
-    gate = Gate(Require(CriticCalibration(), at_least=0.5), Require(ActionVariance(), at_least=0.1))
+    calibration = CriticCalibration("cost", scale=9.0)
+    gate = Gate(Require(calibration, at_least=0.5), Require(ActionVariance(), at_least=0.1))
     model = guarded(host(SAC), Constraint("cost", limit=gate.between(1.0, 2.0)))
+    rows, own = [], callback_of(model).guard
+    step = own.step
+    own.step = lambda rollout: rows.append(rollout) or step(rollout)
     model.learn(90)
-    report = callback_of(model).guard.gates["gate"]
-    assert all(each.rows > 0 and not each.failure for each in report.requirements)
-    gate = Gate(Require(CriticCalibration(), at_least=0.5))
-    with pytest.raises(AttachError, match=r"critic_calibration.*critic_error.*PPO"):
-        wrap(PPO("MlpPolicy", vec()), Guard(Constraint("cost", limit=gate.between(1.0, 2.0))))
+    assert all(each.rows > 0 and not each.failure for each in own.gates["gate"].requirements)
+    missed = [abs(row.infos[0]["predicted_cost"] - row.cost("cost")[0]) for row in rows]
+    assert calibration.measure(rows[0])[0] == pytest.approx(max(0.0, 1.0 - missed[0] / 9.0))
+    assert min(missed) > 0.0
 
 
 def test_a_guard_without_constraint_watches_and_moves_its_gate():

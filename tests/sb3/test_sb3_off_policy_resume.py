@@ -12,7 +12,7 @@ from stable_baselines3 import DQN, PPO, SAC, TD3
 from stable_baselines3.common.save_util import load_from_pkl, load_from_zip_file
 
 from guardrails import Constraint, Guard, StateError
-from guardrails.critic import CRITIC_ERROR, Ensemble
+from guardrails.critic import Ensemble
 from guardrails.schedulers import PID, DualAscent
 from guardrails_sb3 import safety_critic, unwrap, wrap
 
@@ -190,5 +190,8 @@ def test_an_on_policy_host_reports_the_calibration_of_its_critic():
     model = PPO("MlpPolicy", environments(PPO), n_steps=40, batch_size=40, n_epochs=2, seed=0, device="cpu")
     wrap(model, own, cost_critic=SMALL, horizon=9)
     model.learn(80, log_interval=1000)
-    assert rows[0].cost(CRITIC_ERROR).size == rows[0].n_rows > 5
+    assert len(rows[0].infos) > 5
+    for info, cost in zip(rows[0].infos, rows[0].cost("cost"), strict=True):
+        assert info["predicted_cost"] == info["predicted_cost/cost"] != cost
+        assert abs(info["predicted_cost/harm"] - rows[0].cost("harm")[0]) < 100.0
     assert "guardrails/cost/critic_error" in model.logger.name_to_value
