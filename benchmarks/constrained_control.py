@@ -4,10 +4,10 @@
     python benchmarks/constrained_control.py report                               # table and curves
 
 Cost 1 for each step faster than the task's threshold, limit 25 per episode of 1,000 steps, the protocol of the
-velocity tasks of Safety-Gymnasium. Every arm of a task has the host's own settings below and the same seeds. The
-fixed penalty is the best of three on runs of a fifth of the length: the highest return among those whose mean
-cost is within the limit, else the lowest cost. A finished run is a line of results/constrained_control.jsonl and is
-skipped the next time.
+velocity tasks of Safety-Gymnasium. Every arm of a task has the host's own settings below and the same seeds: PPO in
+four environments with observations and rewards normalised, SAC in one as it is. The fixed penalty is the best of
+three on runs of a fifth of the length: the highest return among those whose mean cost is within the limit, else the
+lowest cost. A finished run is a line of results/constrained_control.jsonl and is skipped the next time.
 """
 
 from __future__ import annotations
@@ -24,38 +24,52 @@ import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
 RECORDS = RESULTS / "constrained_control.jsonl"
-LIMIT, SEEDS, ENVS, POINTS = 25.0, 3, 4, 100
+LIMIT, SEEDS, POINTS = 25.0, 3, 100
+ENVS = {"ppo": 4, "sac": 1}
 SPEED = {"Hopper": 0.7402, "HalfCheetah": 3.2096}
-PENALTIES = (0.03, 0.1, 0.3)
+PENALTIES = {"ppo": (0.03, 0.1, 0.3), "sac": (0.3, 1.0, 3.0)}
+"""In units of reward per cost; PPO's rewards are normalised."""
+
 SHORT = 0.2
 """Length of the runs that choose the fixed penalty, as a share of the full length."""
 
-TASKS = {("ppo", "Hopper"): 1_000_000, ("ppo", "HalfCheetah"): 1_000_000}
+TASKS = {("ppo", "Hopper"): 1_000_000, ("ppo", "HalfCheetah"): 1_000_000, ("sac", "Hopper"): 100_000}
 """Algorithm and environment, to environment steps."""
 
 ARMS = ("unguarded", "fixed penalty", "pid", "augmented lagrangian")
 
 PUBLISHED = {
-    "Hopper": {"PPOLag, 1e7 steps": (962, 753, 14, 19), "CPPOPID, 1e7 steps": (1713, 10, 9.0, 4.3)},
-    "HalfCheetah": {"PPOLag, 1e7 steps": (2946, 306, 3.4, 4.8), "CPPOPID, 1e7 steps": (2838, 399, 8.1, 9.6)},
+    "ppo/Hopper": {
+        "PPOLag, 1e7": (962, 753, 14, 19),
+        "CPPOPID, 1e7": (1713, 10, 9.0, 4.3),
+        "TRPOLag, 1e7": (1392, 269, 11, 10),
+    },
+    "ppo/HalfCheetah": {
+        "PPOLag, 1e7": (2946, 306, 3.4, 4.8),
+        "CPPOPID, 1e7": (2838, 399, 8.1, 9.6),
+        "TRPOLag, 1e7": (2885, 77, 9.0, 12),
+    },
+    "sac/Hopper": {"SACLag, 1e6": (963, 292, 20, 28), "DDPGLag, 1e6": (1093, 82, 15, 21)},
 }
-"""OmniSafe's benchmark: return and cost, mean and standard deviation over seeds."""
+"""OmniSafe's published benchmark with its steps: return and cost, mean and standard deviation over seeds."""
 
 
-def scheduler(arm):
+def scheduler(algorithm, arm):
     """Return the scheduler of an arm."""
     from guardrails.schedulers import PID, AugmentedLagrangian, Fixed, Margin
 
     if arm.startswith("penalty "):
         return Fixed(float(arm.split()[1]))
     return {
-        "pid": Margin(PID(kp=0.1, ki=0.01, kd=0.01), 0.1),
-        "augmented lagrangian": Margin(AugmentedLagrangian(0.1, learning_rate=0.01), 0.1),
-    }[arm]
+        ("ppo", "pid"): Margin(PID(kp=0.1, ki=0.01, kd=0.01), 0.1),
+        ("ppo", "augmented lagrangian"): Margin(AugmentedLagrangian(0.1, learning_rate=0.01), 0.1),
+        ("sac", "pid"): Margin(PID(kp=0.1, ki=0.01, kd=0.01), 0.1),
+        ("sac", "augmented lagrangian"): Margin(AugmentedLagrangian(0.1, learning_rate=0.01), 0.1),
+    }[algorithm, arm]
 
 
-def environment(name, seed):
-    """Return ``ENVS`` environments with ``info["cost"]``, observations and rewards normalised as they come."""
+def environment(algorithm, name, seed):
+    """Return the environments, with ``info["cost"]``; for PPO observations and rewards are normalised as they come."""
     import gymnasium as gym
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.vec_env import VecNormalize
@@ -63,15 +77,18 @@ def environment(name, seed):
     from guardrails_demo.control import SpeedLimit
 
     make = lambda: SpeedLimit(gym.make(f"{name}-v5"), SPEED[name])  # noqa: E731
-    return VecNormalize(make_vec_env(make, ENVS, seed=seed))
+    envs = make_vec_env(make, ENVS[algorithm], seed=seed)
+    return VecNormalize(envs) if algorithm == "ppo" else envs
 
 
 def build(algorithm, env, seed):
     """Return the host; what is not named here is its default."""
-    from stable_baselines3 import PPO
+    from stable_baselines3 import PPO, SAC
 
-    assert algorithm == "ppo"  # noqa: S101
-    return PPO("MlpPolicy", env, n_steps=2048 // ENVS, batch_size=128, n_epochs=10, seed=seed, device="cpu")
+    if algorithm == "sac":
+        return SAC("MlpPolicy", env, seed=seed, device="cpu")
+    steps = 2048 // ENVS[algorithm]
+    return PPO("MlpPolicy", env, n_steps=steps, batch_size=128, n_epochs=10, seed=seed, device="cpu")
 
 
 def train(algorithm, name, arm, seed, steps):
@@ -85,7 +102,7 @@ def train(algorithm, name, arm, seed, steps):
     class Episodes(BaseCallback):
         def __init__(self):
             super().__init__()
-            self.running, self.ended, self.multipliers = np.zeros(ENVS), [], []
+            self.running, self.ended, self.multipliers = np.zeros(ENVS[algorithm]), [], []
 
         def _on_step(self):
             for index, info in enumerate(self.locals["infos"]):
@@ -100,11 +117,11 @@ def train(algorithm, name, arm, seed, steps):
 
     torch.set_num_threads(1)
     begun = time.process_time()
-    env = environment(name, seed)
+    env = environment(algorithm, name, seed)
     model = build(algorithm, env, seed)
     guard = None
     if arm != "unguarded":
-        guard = Guard(Constraint("cost", limit=LIMIT, scheduler=scheduler(arm)))
+        guard = Guard(Constraint("cost", limit=LIMIT, scheduler=scheduler(algorithm, arm)))
         wrap(model, guard, ledger=False)
     episodes = Episodes()
     model.learn(steps, callback=episodes)
@@ -141,7 +158,7 @@ def records():
 def wanted(task, seeds):
     """Return the runs of a task as (arm, seed, steps); those of the best penalty once the short ones are done."""
     steps = TASKS[task]
-    short = [(f"penalty {value}", seed, int(SHORT * steps)) for seed in range(seeds) for value in PENALTIES]
+    short = [(f"penalty {value}", seed, int(SHORT * steps)) for seed in range(seeds) for value in PENALTIES[task[0]]]
     best = best_penalty(task, seeds)
     arms = [arm if arm != "fixed penalty" else best for arm in ARMS]
     return [(arm, seed, steps) for seed in range(seeds) for arm in arms if arm] + short
@@ -151,7 +168,7 @@ def best_penalty(task, seeds):
     """Return the arm of the penalty that the short runs choose, or None until all are done."""
     done, steps = records(), int(SHORT * TASKS[task])
     means = {}
-    for value in PENALTIES:
+    for value in PENALTIES[task[0]]:
         runs = [done.get(("/".join(task), f"penalty {value}", seed, steps)) for seed in range(seeds)]
         if None in runs:
             return None
@@ -195,9 +212,131 @@ def _one(key):
     print(task, arm, seed, steps, f"return {record['return']:.0f} cost {record['cost']:.1f}", flush=True)
 
 
+def report():
+    """Write tables and curves of what is recorded, and say what is missing."""
+    done = records()
+    lines = [
+        "# Return within a speed limit",
+        "",
+        "`python benchmarks/constrained_control.py run`, then `report`. Cost 1 for each step above the speed limit, at "
+        f"most {LIMIT:g} per episode; training episodes of the last tenth of each run, exploration included. "
+        "Mean ± standard deviation over seeds (divisor n - 1); *within* is whether mean + sd of the cost is within "
+        "the limit, *over* the share of episodes above it. Published: OmniSafe's benchmark, whose runs are longer.",
+    ]
+    shown = {}
+    for task, steps in TASKS.items():
+        name, runs, missing = "/".join(task), {}, {}
+        for arm in ARMS:
+            held = best_penalty(task, SEEDS) if arm == "fixed penalty" else arm
+            label = f"fixed {held}" if arm == "fixed penalty" and held else arm
+            keys = [(name, held, seed, steps) for seed in range(SEEDS)]
+            runs[label] = [done[key] for key in keys if key in done]
+            missing[label] = [key[2] for key in keys if key not in done]
+        for value in PENALTIES[task[0]]:
+            keys = [(name, f"penalty {value}", seed, int(SHORT * steps)) for seed in range(SEEDS)]
+            missing[f"the short one of penalty {value}"] = [key[2] for key in keys if key not in done]
+        missing = [f"{arm} (seeds {', '.join(map(str, seeds))})" for arm, seeds in missing.items() if seeds]
+        lines += ["", f"## {name}, {steps:,} steps", "", *_arms(name, runs), "", *_per_seed(runs)]
+        if missing:
+            lines += ["", f"Not run yet: {'; '.join(missing)}."]
+        if any(runs.values()):
+            lines += ["", *_chosen(name, steps, done)]
+            shown[f"{name}, {steps:,} steps"] = runs
+    if shown:
+        lines += ["", "![return, cost and multiplier over the steps](constrained_control.png)"]
+    text = "\n".join([*lines, ""])
+    (RESULTS / "constrained_control.md").write_text(text, encoding="utf-8")
+    print(text)
+    if shown:
+        _curves(shown)
+
+
+def _arms(name, runs):
+    lines = ["| arm | seeds | return | cost | within | over |", "|---|---|---|---|---|---|"]
+    for arm, of in runs.items():
+        if of:
+            returns, costs = ([run[key] for run in of] for key in ("return", "cost"))
+            within = "–" if len(of) < 2 else "yes" if np.mean(costs) + np.std(costs, ddof=1) <= LIMIT else "no"
+            over = f"{np.mean([run['over'] for run in of]):.2f}"
+            cells = (len(of), _spread(returns, 0), _spread(costs, 1), within, over)
+            lines.append(f"| {arm} | {' | '.join(map(str, cells))} |")
+    for peer, (mean, sd, cost, cost_sd) in PUBLISHED[name].items():
+        within = "yes" if cost + cost_sd <= LIMIT else "no"
+        lines.append(f"| *{peer} steps, published* |  | {mean:,} ± {sd} | {cost:g} ± {cost_sd:g} | {within} |  |")
+    return lines
+
+
+def _spread(values, digits):
+    sd = f" ± {np.std(values, ddof=1):,.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):,.{digits}f}{sd}"
+
+
+def _per_seed(runs):
+    lines = [
+        "| arm | seed | return | cost | sd over episodes | over | episodes | processor time, min |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for arm, of in runs.items():
+        for run in of:
+            cells = (f"{run['return']:,.0f}", f"{run['cost']:.1f}", f"{run['cost_sd']:.1f}", f"{run['over']:.2f}")
+            rest = f"{run['episodes']} | {run['cpu_s'] / 60:.0f}"
+            lines.append(f"| {arm} | {run['seed']} | {' | '.join(cells)} | {rest} |")
+    return lines if len(lines) > 2 else []
+
+
+def _chosen(name, steps, done):
+    """Return the short runs that choose the fixed penalty."""
+    short = int(SHORT * steps)
+    lines = [
+        f"Runs of {short:,} steps that choose the fixed penalty:",
+        "",
+        "| penalty | seeds | return | cost |",
+        "|---|---|---|---|",
+    ]
+    for value in PENALTIES[name.split("/")[0]]:
+        of = [run for key, run in done.items() if key[0] == name and key[1] == f"penalty {value}" and key[3] == short]
+        if of:
+            returns, costs = ([run[key] for run in of] for key in ("return", "cost"))
+            lines.append(f"| {value:g} | {len(of)} | {_spread(returns, 0)} | {_spread(costs, 1)} |")
+    return lines
+
+
+def _curves(shown):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, grid = plt.subplots(len(shown), 3, figsize=(13, 3.4 * len(shown)), constrained_layout=True, squeeze=False)
+    for (title, runs), axes in zip(shown.items(), grid, strict=True):
+        for axis, key in zip(axes, ("return", "cost", "multiplier"), strict=True):
+            for arm, of in runs.items():
+                if of:
+                    curves = np.array(
+                        [[np.nan if value is None else value for value in run["curve"][key]] for run in of]
+                    )
+                    at = (np.arange(POINTS) + 0.5) * of[0]["steps"] / POINTS
+                    line = axis.plot(at, _over_seeds(np.nanmean, curves), label=arm)[0]
+                    low, high = _over_seeds(np.nanmin, curves), _over_seeds(np.nanmax, curves)
+                    axis.fill_between(at, low, high, color=line.get_color(), alpha=0.15)
+            axis.set(title=f"{title}: {key}", xlabel="steps")
+        axes[1].axhline(LIMIT, color="black", linewidth=0.8, linestyle="--")
+        axes[1].set_yscale("symlog", linthresh=LIMIT)
+        axes[1].legend(fontsize="small")
+    figure.savefig(RESULTS / "constrained_control.png", dpi=110)
+
+
+def _over_seeds(reduce, curves):
+    """Return a reduction over seeds; NaN for parts of the run in which no episode ended."""
+    known = ~np.isnan(curves).all(axis=0)
+    reduced = np.full(curves.shape[1], np.nan)
+    reduced[known] = reduce(curves[:, known], axis=0)
+    return reduced
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["run", "one"])
+    parser.add_argument("what", choices=["run", "report", "one"])
     parser.add_argument("key", nargs="*")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only", default="", help="part of a task's name, such as ppo/Hopper")
@@ -206,6 +345,8 @@ def main():
     if arguments.what == "one":
         task, arm, seed, steps = arguments.key
         print(json.dumps(train(*task.split("/"), arm, int(seed), int(steps))))
+    elif arguments.what == "report":
+        report()
     else:
         run(arguments.jobs, arguments.only, arguments.seeds)
 
