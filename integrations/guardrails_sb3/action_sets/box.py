@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from gymnasium import spaces
@@ -11,7 +11,7 @@ from gymnasium import spaces
 from guardrails import AttachError, ConfigurationError
 from guardrails.competence import Between
 from guardrails.schedulers.base import check_number
-from guardrails_sb3.action_sets.base import Array, SafeSet, Situation, row
+from guardrails_sb3.action_sets.base import Array, Bounds, SafeSet, Situation, row
 
 Nominal = Callable[[Any], Any]
 
@@ -51,6 +51,7 @@ class ActionBox(SafeSet):
         self.centre = centre
         self.observes = callable(centre)
         self._fixed: Array | None = None
+        self._kept: tuple[Bounds, float, Array, Array] | None = None
         if centre is not None and not callable(centre):
             try:
                 self._fixed = np.asarray(centre, dtype=np.float64)
@@ -81,17 +82,25 @@ class ActionBox(SafeSet):
         bounds, scale = situation.box, widths["scale"]
         if scale == 1.0 and self.centre is None:
             return actions
-        reach, centre = scale * bounds.half, self._centre(situation)
-        low, high = np.maximum(bounds.low, centre - reach), np.minimum(bounds.high, centre + reach)
+        if self.observes:
+            # Action and centre lie in the action space, so what lies between them does.
+            reach, centre = scale * bounds.half, self._centre(situation)
+            low, high = centre - reach, centre + reach
+        else:
+            low, high = self._fixed_box(bounds, scale)
         projected: Array = np.minimum(np.maximum(actions, low), high)
         return projected
 
+    def _fixed_box(self, bounds: Bounds, scale: float) -> tuple[Array, Array]:
+        """Return the ends of a box whose centre does not move, kept from the last call."""
+        if self._kept is None or self._kept[0] is not bounds or self._kept[1] != scale:
+            centre = bounds.centre if self._fixed is None else self._fixed.astype(bounds.centre.dtype)
+            reach = scale * bounds.half
+            self._kept = bounds, scale, centre - reach, centre + reach
+        return self._kept[2:]
+
     def _centre(self, situation: Situation) -> Array:
         bounds = situation.box
-        if self._fixed is not None:
-            return self._fixed.astype(bounds.centre.dtype)
-        if not callable(self.centre):
-            return bounds.centre
-        function, observations = self.centre, situation.observations
+        function, observations = cast("Nominal", self.centre), situation.observations
         nominal = [self.answer(function, row(observations, index)) for index in range(situation.n_rows)]
         return np.clip(self.actions(nominal, bounds.centre), bounds.low, bounds.high)

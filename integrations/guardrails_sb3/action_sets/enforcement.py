@@ -110,10 +110,11 @@ class Enforcement:
             if part.needs_environment and situation.call is None:
                 continue
             projected = part.project(actions, situation, self._widths[index])
-            differs: BoolArray | None = None if projected is actions else projected != actions
-            if differs is None or not differs.any():
+            # Bytes are compared several times faster than numbers; where they differ the numbers decide.
+            if projected is actions or projected.tobytes() == actions.tobytes():
                 changed[:, index] = False
                 continue
+            differs = projected != actions
             changed[:, index] = differs if differs.ndim == 1 else differs.reshape(len(differs), -1).any(axis=1)
             actions = projected
         # The sum is finite if all are, unless it overflows: one number to look at in place of many.

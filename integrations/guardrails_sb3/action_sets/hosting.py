@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -188,14 +189,15 @@ class SafeActing:
         return {"get_attr": attributes, "env_method": method}
 
     def _situation(self, inner: Any) -> Situation:
-        model = self._model
         return self.acting.situation(
-            self._memory,
-            lambda: situations.given(model),
-            lambda: seams.last_observations(model),
-            lambda: self._informed(inner),
-            inner.env_method,
+            self._memory, self._given, self._perceived, partial(self._informed, inner), inner.env_method
         )
+
+    def _given(self) -> Any:
+        return situations.given(self._model)
+
+    def _perceived(self) -> Any:
+        return seams.last_observations(self._model)
 
     def _informed(self, inner: Any) -> list[Any]:
         """Return what each environment said last: at its reset, or at its last step."""
