@@ -283,7 +283,8 @@ class Guard:
     def penalty(self, name: str, cost: Any) -> Any:
         """Return the term that a host with a differentiable cost adds to its loss, dimensionless.
 
-        λ v for most schedulers; ψ(v) for the augmented Lagrangian, whose derivative is its multiplier.
+        λ v for most schedulers; ψ(v) for the augmented Lagrangian, whose derivative is its multiplier. Of a scheduler
+        that failed it is what it was before, plus v times that by which λ was raised in its stead.
 
         Args:
             name: the constraint.
@@ -291,7 +292,10 @@ class Guard:
         """
         part = self._constraints[name]
         violation = part.violation(cost) / part.violation_scale
-        return part.controller.penalty(self._states[name], violation) * self._penalty
+        state = self._states[name]
+        term = part.controller.penalty(state, violation)
+        raised = self._strengths[name] - part.controller.strength(state)
+        return (term + raised * violation if raised > 0.0 else term) * self._penalty
 
     def step(self, rollout: Rollout) -> Decision:
         """Update the gates on ``rollout``, measure each constraint against the limit then in force, and say why.

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guardrails import AttachError, ConfigurationError, Constraint, Guard, Rollout, RolloutError, StateError
-from guardrails.schedulers import PID, ConstraintScheduler, DualAscent, Fixed
+from guardrails.schedulers import PID, AugmentedLagrangian, ConstraintScheduler, DualAscent, Fixed
 
 
 def two():
@@ -105,6 +105,33 @@ def test_a_failing_scheduler_never_loosens(result, caplog):
     assert decision.multipliers["c"] == 3.0
     assert any(reason.verdict == "failed" for reason in decision.reasons)
     assert "Broken" in caplog.text
+
+
+class BrokenLater(AugmentedLagrangian):
+    """Follows the first violation, then raises."""
+
+    def advance(self, state, violation, ops):
+        if state.multiplier > 0.0:
+            raise ValueError("boom")
+        return super().advance(state, violation, ops)
+
+
+@pytest.mark.parametrize(("scheduler", "whole"), [(Broken(ValueError("boom")), 1.0), (BrokenLater(2.0), None)])
+def test_the_loss_term_of_a_failing_scheduler_tightens_as_its_multiplier_does(scheduler, whole):
+    guard = Guard(Constraint("c", limit=1.0, scheduler=scheduler))
+    guard.step(Rollout(costs={"c": [1.5]}))  # v = 0.5: the one fails at once, the other has λ = 0.5 · 2 then
+    before, slope = guard.penalty("c", 2.0), guard.penalty("c", 2.0 + 2**-20) - guard.penalty("c", 2.0)
+    multiplier = guard.multipliers["c"]
+    guard.step(Rollout(costs={"c": [4.0]}))  # v = 3
+    assert guard.multipliers["c"] == multiplier + 3.0
+    assert guard.penalty("c", 2.0) == before + 3.0
+    raised = guard.penalty("c", 2.0 + 2**-20) - guard.penalty("c", 2.0)
+    assert raised == pytest.approx(slope + 3.0 * 2**-20, rel=1e-9)
+    if whole is not None:
+        assert guard.penalty("c", 2.0) == guard.multipliers["c"]
+    restored = Guard(Constraint("c", limit=1.0, scheduler=scheduler))
+    restored.load_state_dict(guard.state_dict())
+    assert restored.penalty("c", 2.0) == guard.penalty("c", 2.0)
 
 
 @pytest.mark.parametrize(
