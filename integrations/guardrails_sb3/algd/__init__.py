@@ -4,11 +4,13 @@
 and adds the score-matching loss; `make` puts both together with the paper's settings.
 """
 
+from guardrails_sb3.algd.policy import DiffusionPolicy
 from guardrails_sb3.algd.schedules import DDPMSchedule, Schedule, VESchedule, ddpm_schedule, ve_schedule
 from guardrails_sb3.algd.score import energy, score_loss, score_target
 
 __all__ = [
     "DDPMSchedule",
+    "DiffusionPolicy",
     "Schedule",
     "VESchedule",
     "ddpm_schedule",
