@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from guardrails.errors import ConfigurationError
 from guardrails.schedulers.base import check_number, whole_number
@@ -17,7 +18,9 @@ class Ensemble:
         kappa: κ ≥ 0, standard deviations of the members that are added to their mean: the margin that doubt costs.
         hidden: width of each hidden layer, at least one.
         learning_rate: of Adam, > 0.
-        tau: share in (0, 1] by which the target network follows at each update.
+        tau: share in (0, 1] by which the target network follows.
+        target_interval: updates from one following to the next, at least 1.
+        activation: what stands between layers, ``"relu"`` or ``"silu"``.
 
     Raises:
         ConfigurationError: if an argument is out of range, or ``kappa`` is above 0 with a single member.
@@ -32,6 +35,8 @@ class Ensemble:
     hidden: tuple[int, ...] = (128, 128)
     learning_rate: float = 1e-3
     tau: float = 0.005
+    target_interval: int = 1
+    activation: Literal["relu", "silu"] = "relu"
 
     def __post_init__(self) -> None:
         owner = "Ensemble"
@@ -46,3 +51,6 @@ class Ensemble:
         object.__setattr__(self, "hidden", tuple(whole_number(owner, "hidden", width) for width in self.hidden))
         check_number(owner, "learning_rate", self.learning_rate, low=0.0, high=1.0, open_low=True)
         check_number(owner, "tau", self.tau, low=0.0, high=1.0, open_low=True)
+        object.__setattr__(self, "target_interval", whole_number(owner, "target_interval", self.target_interval))
+        if self.activation not in ("relu", "silu"):
+            raise ConfigurationError(f"{owner}: activation is {self.activation!r}; give 'relu' or 'silu'.")

@@ -53,7 +53,8 @@ class _Members(nn.Module):
         members, hidden = critic.settings.members, critic.settings.hidden
         self.n_outputs = n_actions if critic.discrete else 1
         n_inputs = n_features if critic.discrete else n_features + n_actions
-        self.perceptrons = EnsembleMLP(members, n_inputs, self.n_outputs * n_costs, hidden)
+        activation = critic.settings.activation
+        self.perceptrons = EnsembleMLP(members, n_inputs, self.n_outputs * n_costs, hidden, activation)
         self.n_costs = n_costs
 
     def forward(self, features: torch.Tensor, actions: torch.Tensor | None, frozen: bool = False) -> torch.Tensor:
@@ -80,6 +81,9 @@ class SafetyCritic:
         settings: size, learning rate and κ.
         device: where it computes.
         encoding: context in which the encoder runs, such as one that guards the host's random generators.
+
+    Attributes:
+        estimating: whether `take_estimates` is wanted; it costs a little at each update.
 
     Raises:
         ConfigurationError: if names, units and signs differ in number.
@@ -117,6 +121,7 @@ class SafetyCritic:
         self.target = copy.deepcopy(self.network).requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.settings.learning_rate, fused=True)
         self.updates = 0
+        self.estimating = False
         self._units = torch.as_tensor(list(units), dtype=torch.float32, device=device)
         self._signs = torch.as_tensor(list(signs), dtype=torch.float32, device=device)
         self._encoding = encoding
@@ -125,6 +130,7 @@ class SafetyCritic:
         self._online: list[torch.Tensor] = list(self.network.parameters())
         self._followed: list[torch.Tensor] = list(self.target.parameters())
         self._losses: list[torch.Tensor] = []
+        self._estimates: list[torch.Tensor] = []
 
     def values(self, observations: Observations, actions: torch.Tensor) -> torch.Tensor:
         """Return Q_c of each member, ``(members, n_rows, n_costs)``, in the costs' units; as `combine` takes them."""
@@ -156,6 +162,19 @@ class SafetyCritic:
         """
         return self.combine(self._frozen(self.target if target else self.network, observations, None))
 
+    def risks_at(self, observations: Observations) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Return `risks` as a function of continuous actions, for several of them at the same observations.
+
+        What the observations add to the first layer is computed once.
+
+        Args:
+            observations: as the host's networks take them.
+        """
+        with torch.no_grad(), self._encoding():
+            features = self.network.encoder(observations)
+        outputs_at = self.network.perceptrons.at(features)
+        return lambda actions: self.combine(outputs_at(actions) * self._units)
+
     def index(self, cost: str | None) -> int:
         """Return the column of a constraint."""
         if cost is None and len(self.costs) == 1:
@@ -183,11 +202,27 @@ class SafetyCritic:
             self.optimizer.step()
             self._learning(False)
         with torch.no_grad():
-            torch._foreach_lerp_(self._followed, self._online, self.settings.tau)
-            for own, online in zip(self.target.buffers(), self.network.buffers(), strict=True):
-                own.copy_(online)
+            if self.updates % self.settings.target_interval == 0:
+                torch._foreach_lerp_(self._followed, self._online, self.settings.tau)
+                for own, online in zip(self.target.buffers(), self.network.buffers(), strict=True):
+                    own.copy_(online)
+            if self.estimating:
+                self._estimate(self._chosen(outputs, batch.actions), known)
         self.updates += 1
         self._losses.append(loss.detach())
+
+    def _estimate(self, values: torch.Tensor, known: torch.Tensor) -> None:
+        means = (self.combine(values * self._units) * known).sum(dim=0) / known.sum().clamp(min=1)
+        self._estimates.append(means)
+
+    def take_estimates(self) -> torch.Tensor:
+        """Return the mean risk of the actions learned from, at each update since the last call, ``(n, n_costs)``.
+
+        They are by-products of learning, kept while ``estimating`` is True: the cost-to-go that the members expected
+        of the batch's own actions as the update began.
+        """
+        estimates, self._estimates = self._estimates, []
+        return torch.stack(estimates) if estimates else self._units.new_zeros(0, len(self.costs))
 
     def _learning(self, mode: bool) -> None:
         if self._stateful:  # the walk through all modules is worth it only where one of them has modes

@@ -5,10 +5,12 @@ from typing import Any
 
 from guardrails.schedulers.anneal import Anneal, Fixed
 from guardrails.schedulers.augmented import AugmentedLagrangian, augmented_penalty, effective_multiplier
+from guardrails.schedulers.augmenting import Augmented
 from guardrails.schedulers.base import ConstraintScheduler
-from guardrails.schedulers.dual import AdamAscent, DualAscent, LogDual
+from guardrails.schedulers.dual import AdamAscent, DualAscent
 from guardrails.schedulers.elementwise import ElementwiseScheduler, Ops
 from guardrails.schedulers.kl import AdaptiveKL
+from guardrails.schedulers.log_dual import AdamLogDual, LogDual
 from guardrails.schedulers.margin import Margin
 from guardrails.schedulers.nupi import NuPI
 from guardrails.schedulers.pid import PID
@@ -18,6 +20,7 @@ from guardrails.schedulers.wrappers import Cap, RateLimit, Smooth, Warmup
 
 BUILTIN: Mapping[str, type[ConstraintScheduler[Any]]] = {
     "adam_ascent": AdamAscent,
+    "adam_log_dual": AdamLogDual,
     "adaptive_kl": AdaptiveKL,
     "anneal": Anneal,
     "augmented_lagrangian": AugmentedLagrangian,
@@ -31,6 +34,7 @@ BUILTIN: Mapping[str, type[ConstraintScheduler[Any]]] = {
 """Schedulers that can be named where one is asked for: ``Constraint(..., scheduler="nupi")``."""
 
 WRAPPERS: Mapping[str, type[ConstraintScheduler[Any]]] = {
+    "augmented": Augmented,
     "cap": Cap,
     "margin": Margin,
     "rate_limit": RateLimit,
@@ -45,8 +49,10 @@ __all__ = [
     "PID",
     "WRAPPERS",
     "AdamAscent",
+    "AdamLogDual",
     "AdaptiveKL",
     "Anneal",
+    "Augmented",
     "AugmentedLagrangian",
     "Cap",
     "ConstraintScheduler",

@@ -1,10 +1,9 @@
-"""Dual ascent: gradient steps on the Lagrange multiplier, plain, by Adam, or on its logarithm."""
+"""Dual ascent: gradient steps on the Lagrange multiplier, plain or by Adam."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from guardrails.errors import ConfigurationError
 from guardrails.schedulers.base import check_gain, check_share
 from guardrails.schedulers.elementwise import ElementwiseScheduler, Ops
 from guardrails.schedulers.rows import LARGEST
@@ -118,80 +117,3 @@ class AdamAscent(ElementwiseScheduler[AdamAscentState]):
         step = (mean / (1.0 - decay1)) / (ops.sqrt(square / (1.0 - decay2)) + self.epsilon)
         lam = ops.clip(state.multiplier + self.learning_rate * step, 0.0, LARGEST)
         return AdamAscentState(lam, mean, square, decay1, decay2)
-
-
-class LogDualState(NamedTuple):
-    """State of `LogDual`."""
-
-    multiplier: float
-
-
-class LogDual(ElementwiseScheduler[LogDualState]):
-    """ln λ ← clip(ln λ + η λ v, ln λ_min, ln λ_max): gradient ascent on ln λ (Dai et al. 2023, Safe RLHF).
-
-    Steps are in proportion to λ², so a large λ moves fast and a small one hardly: λ_min keeps it from
-    falling asleep. Safe RLHF averages J over the last 128 costs; `Smooth` does that here.
-
-    Args:
-        learning_rate: η > 0, change of ln λ per update at λ = 1 and a violation of one scale unit.
-        initial: λ₀ in [``minimum``, ``maximum``].
-        minimum: λ_min > 0.
-        maximum: λ_max ≥ ``minimum``. Safe RLHF: η = 0.1, λ_max = 5.
-
-    Raises:
-        ConfigurationError: if an argument is out of range, or the range is inverted.
-
-    Example:
-        >>> dual = LogDual(learning_rate=0.1)
-        >>> state, lam = dual.update(dual.init(), 1.0)
-        >>> round(lam, 4)
-        1.1052
-    """
-
-    state_type = LogDualState
-
-    def __init__(
-        self, learning_rate: float = 0.05, *, initial: float = 1.0, minimum: float = 1e-3, maximum: float = 10.0
-    ) -> None:
-        self.learning_rate = check_gain("LogDual", "learning_rate", learning_rate, positive=True)
-        self.minimum, self.maximum = check_range("LogDual", minimum, maximum)
-        self.initial = check_within("LogDual", initial, self.minimum, self.maximum)
-
-    def init(self) -> LogDualState:
-        """Return λ₀."""
-        return LogDualState(self.initial)
-
-    def advance(self, state: LogDualState, violation: Any, ops: Ops) -> LogDualState:
-        """Take one step on ln λ."""
-        step = ops.clip(
-            self.learning_rate * state.multiplier * violation, -600.0, 600.0
-        )  # e^600 times a strength of 1e9 is finite
-        return LogDualState(ops.clip(state.multiplier * ops.exp(step), self.minimum, self.maximum))
-
-
-def check_range(owner: str, minimum: float, maximum: float) -> tuple[float, float]:
-    """Return both ends of a range of strengths if 0 < minimum ≤ maximum.
-
-    Raises:
-        ConfigurationError: otherwise.
-    """
-    low = check_gain(owner, "minimum", minimum, positive=True)
-    high = check_gain(owner, "maximum", maximum, positive=True)
-    if low > high:
-        raise ConfigurationError(f"{owner}: minimum {low:g} is above maximum {high:g}. Swap them.")
-    return low, high
-
-
-def check_within(owner: str, initial: float, minimum: float, maximum: float) -> float:
-    """Return the initial strength if it lies in the range.
-
-    Raises:
-        ConfigurationError: otherwise.
-    """
-    value = check_gain(owner, "initial", initial)
-    if not minimum <= value <= maximum:
-        raise ConfigurationError(
-            f"{owner}: initial {value:g} is outside [minimum, maximum] = [{minimum:g}, {maximum:g}]. "
-            "Move it inside or widen the range."
-        )
-    return value

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from guardrails.errors import ConfigurationError
 from guardrails.schedulers.base import check_gain
-from guardrails.schedulers.dual import check_range, check_within
 from guardrails.schedulers.elementwise import ElementwiseScheduler, Ops
+from guardrails.schedulers.log_dual import check_range, check_within
 
 
 class AdaptiveKLState(NamedTuple):

@@ -7,8 +7,10 @@ from guardrails.schedulers import (
     CRPO,
     PID,
     AdamAscent,
+    AdamLogDual,
     AdaptiveKL,
     Anneal,
+    Augmented,
     AugmentedLagrangian,
     Cap,
     ConstraintScheduler,
@@ -47,6 +49,8 @@ EVERY = [
     DualAscent(0.7, initial=2.0),
     AdamAscent(),
     AdamAscent(0.035, initial=0.001, mean_smoothing=0.0, square_smoothing=0.0),
+    AdamLogDual(),
+    AdamLogDual(3e-2, initial=0.6931, mean_smoothing=0.0, square_smoothing=0.9, maximum=2.0),
     LogDual(),
     LogDual(10.0, initial=0.5, minimum=0.1, maximum=0.5),
     PID(),
@@ -64,6 +68,9 @@ EVERY = [
     Anneal(3.0, 0.1, updates=7, shape="cosine"),
     CRPO(),
     CRPO(0.1, weight=10.0),
+    Augmented(AdamLogDual()),
+    Augmented(PID(), 0.3),
+    Cap(Augmented(DualAscent(), 2.0), 1.5),
     Warmup(PID(), updates=3),
     Warmup(LogDual(), updates=1),
     Cap(PID(), 2.0),
@@ -86,4 +93,4 @@ class TestSchedulers(SchedulerContract):
 
 def test_every_built_in_scheduler_is_under_contract():
     assert set(BUILTIN.values()) <= {type(scheduler) for scheduler in EVERY}
-    assert {Warmup, Cap, Smooth, RateLimit, Margin} <= {type(scheduler) for scheduler in EVERY}
+    assert {Augmented, Warmup, Cap, Smooth, RateLimit, Margin} <= {type(scheduler) for scheduler in EVERY}

@@ -8,9 +8,12 @@ import torch
 
 from guardrails.schedulers import (
     CRPO,
+    AdamLogDual,
     AdaptiveKL,
     Anneal,
+    Augmented,
     AugmentedLagrangian,
+    Cap,
     DualAscent,
     Fixed,
     LogDual,
@@ -52,6 +55,38 @@ def test_log_dual_rises_again_from_its_floor():
     strengths = path(LogDual(0.1, minimum=0.01), [-1e9] + [1.0] * 2000)
     assert strengths[0] == 0.01
     assert strengths[-1] == 10.0
+
+
+def test_adam_log_dual_is_adam_on_the_logarithm():
+    """ALGD: Adam on λ (h - Q_c) over ln λ, from ln 2. By torch."""
+    log_lambda = torch.nn.Parameter(torch.tensor(math.log(math.log(2.0)), dtype=torch.float64))
+    optimizer = torch.optim.Adam([log_lambda], lr=0.03, betas=(0.9, 0.99))
+    violations, theirs = [0.5, 2.0, -1.0, 30.0, 3.0, 0.0, -0.2], []
+    for violation in violations:
+        optimizer.zero_grad()
+        (-violation * log_lambda.exp()).backward()
+        optimizer.step()
+        theirs.append(log_lambda.exp().item())
+    own = AdamLogDual(0.03, initial=math.log(2.0), mean_smoothing=0.9, square_smoothing=0.99)
+    # torch adds ε to a root that is divided by √(1-β₂ᵗ) in another order, and takes the logarithm's way round
+    assert path(own, violations) == pytest.approx(theirs, rel=1e-12)
+
+
+def test_adam_log_dual_stays_between_its_ends():
+    strengths = path(AdamLogDual(0.5, minimum=0.01, maximum=2.0, mean_smoothing=0.0), [-3.0] * 100 + [3.0] * 100)
+    assert min(strengths) == 0.01
+    assert strengths[-1] == 2.0
+
+
+def test_augmented_dual_ascent_is_the_augmented_lagrangian():
+    violations = np.random.default_rng(0).normal(0.3, 1.0, 60).tolist()
+    ours, known = Augmented(DualAscent(0.1, initial=0.4), 2.0), AugmentedLagrangian(2.0, learning_rate=0.1, initial=0.4)
+    assert path(ours, violations) == path(known, violations)
+    assert path(Cap(ours, 0.8), violations) == path(Cap(known, 0.8), violations)
+    state, same = ours.init(), known.init()
+    for violation in violations:
+        state, same = ours.update(state, violation)[0], known.update(same, violation)[0]
+        assert ours.penalty(state, violation) == known.penalty(same, violation)
 
 
 def test_adaptive_kl_moves_by_the_clipped_relative_error():
