@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
-from guardrails import AttachError, Decision, Dial, Guard, Rollout, RolloutError
+from guardrails import AttachError, Dial, Guard, Rollout, RolloutError
 from guardrails_transformers import seams
-from guardrails_transformers.attached import PREFIX, AttachedCallback
+from guardrails_transformers.attached import AttachedCallback
+from guardrails_transformers.averages import Averages
 from guardrails_transformers.costs import EVALUATION, BatchFunction, Source, check_evaluation, check_gates, sources
 from guardrails_transformers.dials import Dials
 from guardrails_transformers.loss import GuardedLoss, without_effect
 from guardrails_transformers.rows import Traffic
 from guardrails_transformers.seams import Host
+
+
+class _Live(NamedTuple):
+    """What holds on to the trainer; a detached callback has none of it."""
+
+    host: Host
+    loss: GuardedLoss
+    dials: Dials
 
 
 class GuardrailsCallback(AttachedCallback):
@@ -85,12 +92,12 @@ class GuardrailsCallback(AttachedCallback):
         except BaseException:
             guard.detach()
             raise
-        self._loss = GuardedLoss(host, guard, found, driving=drives or {}, idle=idle)
+        loss = GuardedLoss(host, guard, found, driving=drives or {}, idle=idle)
         self._evaluated = {name: source.metric for name, source in found.items() if source.metric}
-        self._host, self._dials = host, dials
-        self._pending: dict[str, list[float]] = defaultdict(list)
+        self._alive: _Live | None = _Live(host, loss, dials)
+        self._traffic = loss.rows.traffic
+        self._averages = Averages()
         self._reported: set[str] | None = None
-        self._begun: dict[str, Any] | None = None
         host.wrap(seams.LOSS, self._compute_loss)
         host.wrap(seams.LOG, self._log)
         super().__init__(host, guard, missing_ok=missing_ok, ledger=ledger)
@@ -99,41 +106,37 @@ class GuardrailsCallback(AttachedCallback):
     @property
     def traffic(self) -> Traffic:
         """What the guard has sent between processes so far."""
-        return self._loss.rows.traffic
+        return self._traffic
+
+    @property
+    def _live(self) -> _Live:
+        if self._alive is None:
+            raise AttachError("This GuardrailsCallback is detached. Build one for this trainer.")
+        return self._alive
 
     def _let_go(self) -> None:
-        self._dials.restore()
+        self._live.dials.restore()
+        self._alive = None
+
+    def _put_back(self) -> None:
+        if self._alive is not None:
+            self._alive.dials.after_step()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Open the ledger, and begin with what is in force."""
-        if state.is_hyper_param_search:
-            raise AttachError(
-                "hyperparameter_search trains several models, and a guard belongs to one: its multipliers would pass "
-                "from trial to trial. Search without the guard."
-            )
         super().on_train_begin(args, state, control, **kwargs)
-        if self._begun is not None and args.auto_find_batch_size and state.global_step == 0:
-            self._guard.load_state_dict(self._begun)  # the host begins anew, with smaller batches
-        self._begun = self._guard.state_dict()
-        self._loss.rows.clear()
-        self._pending.clear()
+        self._live.loss.rows.clear()
+        self._averages.clear()
         self._reported = None
-        self._dials.set(self._guard)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Close the ledger that was opened when the training began."""
-        self._begun = None
-        super().on_train_end(args, state, control, **kwargs)
+        self._live.dials.set(self._guard)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Start the step afresh; refuse to go on if an evaluation did not report what a part of the guard reads."""
-        self._loss.rows.clear()
+        self._live.loss.rows.clear()
         missing = sorted(set(self._evaluated.values()) - self._reported) if self._reported is not None else []
         if missing:
             raise RolloutError(
@@ -145,20 +148,22 @@ class GuardrailsCallback(AttachedCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Decide on the costs of the step's batches, just before the optimizer's step."""
-        if self._loss.columns:
-            self._step(Rollout(costs={**self._loss.take(), **dict.fromkeys(self._evaluated)}))
-        self._dials.before_step(kwargs["optimizer"], self._guard)
+        live = self._live
+        if live.loss.columns:
+            self._step(Rollout(costs={**live.loss.take(), **dict.fromkeys(self._evaluated)}))
+        live.dials.before_step(kwargs["optimizer"], self._guard)
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Give the learning rate back to the host's schedule."""
-        self._dials.after_step()
+        self._put_back()
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Decide on what an evaluation within the training reports."""
-        if not self._host.trainer.is_in_train or not self._evaluated:
+        if not self._training or not self._evaluated:
             return
+        host, loss, _ = self._live
         metrics = kwargs["metrics"]
         found = {name: float(metrics[key]) for name, key in self._evaluated.items() if key in metrics}
         reported = {key for key in metrics if key.startswith(EVALUATION)}
@@ -166,34 +171,29 @@ class GuardrailsCallback(AttachedCallback):
             self._reported = (self._reported or set()) | reported
         if found:
             values = torch.tensor(list(found.values()), dtype=torch.float64)
-            agreed = dict(zip(found, self._loss.rows.agree(self._host, values), strict=True))
-            columns: dict[str, list[float] | None] = dict.fromkeys([*self._loss.columns, *self._evaluated])
+            agreed = dict(zip(found, loss.rows.agree(host, values), strict=True))
+            columns: dict[str, list[float] | None] = dict.fromkeys([*loss.columns, *self._evaluated])
             self._step(Rollout(costs=columns | {name: [value] for name, value in agreed.items()}))
 
     def _step(self, rollout: Rollout) -> None:
-        decision: Decision = self._guard.step(rollout)
-        self._dials.set(self._guard)
-        for name, value in decision.metrics().items():
-            if not math.isnan(value):
-                self._pending[name].append(value)
+        self._averages.add(self._guard.step(rollout))
+        self._live.dials.set(self._guard)
 
     def _compute_loss(
         self, original: Callable[..., Any], model: nn.Module, inputs: Any, *args: Any, **kwargs: Any
     ) -> Any:
         """Guard the losses that are trained on; the others are the host's own."""
-        if not seams.in_training(self._host.trainer, model):
+        if not self._training or not seams.is_trained_on(model):
             return original(model, inputs, *args, **kwargs)
-        self._check_added(self._host)
-        if not self._loss.columns:
+        host, loss, _ = self._live
+        self._check_added(host)
+        if not loss.columns:
             return original(model, inputs, *args, **kwargs)
-        return self._loss.compute(original, model, inputs, *args, **kwargs)
+        return loss.compute(original, model, inputs, *args, **kwargs)
 
     def _log(self, original: Callable[..., Any], logs: dict[str, float], *args: Any, **kwargs: Any) -> Any:
         """Add the means of what was decided since the last time to the host's log of its training."""
-        if "loss" in logs:
-            logs |= {f"{PREFIX}{name}": sum(values) / len(values) for name, values in self._pending.items()}
-            self._pending.clear()
-        return original(logs, *args, **kwargs)
+        return original(self._averages.join(logs), *args, **kwargs)
 
 
 def _idle(guard: Guard, found: Mapping[str, Source], drives: Mapping[str, str]) -> set[str]:

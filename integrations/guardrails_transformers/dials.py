@@ -14,6 +14,12 @@ from guardrails.competence import Between
 LEARNING_RATE = "learning_rate"
 """A factor on the learning rate that the host's own schedule gives."""
 
+_IN_BACKWARD = ("lomo", "adalomo", "layerwise")
+"""Ends of the names of optimizers that step while gradients are computed, a layer at a time."""
+
+_STEPPING = ("Lomo", "AdaLomo", "LayerWiseDummyOptimizer")
+"""The classes of the same."""
+
 SMOOTHING = ("label_smoothing", "args.label_smoothing_factor")
 
 _SET_UP = {field.name for field in dataclasses.fields(TrainingArguments)} - {"max_grad_norm"}
@@ -48,7 +54,8 @@ class Dials:
     """What a guard turns on a trainer.
 
     - ``learning_rate`` scales what the host's schedule gives, just for the optimizer's step: the schedule, its
-      checkpoints and the logged rate stay those of the host.
+      checkpoints and the logged rate stay those of the host. Optimizers that step elsewhere, or set their own rate, are
+      refused.
     - ``label_smoothing`` of a host that was built with one above 0.
     - any other name is the path of an attribute from the trainer, such as ``beta`` of a DPO trainer or
       ``args.max_grad_norm``. Arguments that the host reads only once are refused; of other attributes, name one that
@@ -98,8 +105,9 @@ class Dials:
         """Scale the learning rates for the step to come."""
         scale = guard.dials[LEARNING_RATE] if self._scaled else 1.0
         if scale != 1.0:
-            self._groups = list(optimizer.param_groups)
-            self._rates = [group["lr"] for group in self._groups]
+            groups = list(optimizer.param_groups)
+            _check_own_rate(optimizer)
+            self._groups, self._rates = groups, [group["lr"] for group in groups]
             for group, rate in zip(self._groups, self._rates, strict=True):
                 group["lr"] = rate * scale
 
@@ -163,6 +171,26 @@ def _check_rate(trainer: Any, host: str) -> None:
         raise AttachError(
             f"Dial '{LEARNING_RATE}' does not turn on this {host}: DeepSpeed makes the optimizer's step where a "
             "callback cannot reach it. Leave the dial out."
+        )
+    optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)  # accelerate's wrapper, after a training
+    own = getattr(trainer, "optimizer_cls_and_kwargs", None)
+    kind = own[0] if own else type(optimizer) if optimizer is not None else None
+    name = str(getattr(trainer.args.optim, "value", trainer.args.optim)) if kind is None else kind.__name__
+    if name in _STEPPING or (kind is None and name.endswith(_IN_BACKWARD)):
+        raise AttachError(
+            f"Dial '{LEARNING_RATE}' does not turn on this {host}: the optimizer {name} steps while the gradients are "
+            "computed, before a decision. Take another optimizer, such as optim='adamw_torch', or leave the dial out."
+        )
+    if optimizer is not None:
+        _check_own_rate(optimizer)
+
+
+def _check_own_rate(optimizer: Any) -> None:
+    if any(group.get("lr") is None or group.get("relative_step") for group in optimizer.param_groups):
+        kind = type(getattr(optimizer, "optimizer", optimizer)).__name__
+        raise AttachError(
+            f"Dial '{LEARNING_RATE}' has nothing to turn: this {kind} sets a rate of its own at each step. Give it "
+            "one, as in Adafactor(lr=..., relative_step=False), or leave the dial out."
         )
 
 

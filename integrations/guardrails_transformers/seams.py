@@ -1,7 +1,7 @@
 """Every name of transformers that is not public and that this adapter relies on, and how a trainer scales its loss.
 
-Four methods are wrapped on the trainer's instance: what computes the loss, what logs, what writes a checkpoint and
-what reads one. All of them are checked before the first is touched.
+Five methods are wrapped on the trainer's instance: what computes the loss, what logs, what writes a checkpoint, what
+reads one, and the loop that trains. All of them are checked before the first is touched.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from guardrails import AttachError
-from guardrails_transformers.wrapping import CHECKPOINTS, Wrapping, is_wrapped
+from guardrails_transformers.wrapping import SHARED, Wrapping, is_wrapped
 
 LOSS = "compute_loss"
 LOG = "log"
@@ -23,7 +23,7 @@ LOG = "log"
 _PARAMETERS = {
     LOSS: ["model", "inputs", "return_outputs", "num_items_in_batch"],
     LOG: ["logs", "start_time"],
-    **CHECKPOINTS,
+    **SHARED,
 }
 _ATTRIBUTES = ("accelerator", "callback_handler", "model_accepts_loss_kwargs", "compute_loss_func", "_get_output_dir")
 _COMPLETIONS = ("GRPOTrainer", "RLOOTrainer", "OnlineDPOTrainer")
@@ -131,6 +131,6 @@ def head_logits(model: Any, hidden: Tensor) -> Tensor:
     return logits
 
 
-def in_training(trainer: Any, model: nn.Module) -> bool:
-    """Whether a loss that is computed now is one to train on."""
-    return bool(trainer.is_in_train and model.training and torch.is_grad_enabled())
+def is_trained_on(model: nn.Module) -> bool:
+    """Whether a loss of ``model`` that is computed now, while its trainer trains, is one to train on."""
+    return bool(model.training and torch.is_grad_enabled())

@@ -15,9 +15,15 @@ from guardrails import AttachError
 
 SAVE = "_save_checkpoint"
 RESUME = "_load_optimizer_and_scheduler"
+LOOP = "_inner_training_loop"
 
-CHECKPOINTS = {SAVE: ["model", "trial"], RESUME: ["checkpoint"]}
-"""Methods of transformers that write and read a checkpoint, and their parameters."""
+SHARED = {
+    SAVE: ["model", "trial"],
+    RESUME: ["checkpoint"],
+    LOOP: ["batch_size", "args", "resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
+}
+"""Methods of transformers that are wrapped on every host, and their parameters: writing and reading checkpoints, and
+the loop that trains."""
 
 _MARK = "guarded_by"
 

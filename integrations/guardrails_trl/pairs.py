@@ -13,8 +13,6 @@ whose limits dᵢ are the same for both completions.
 from __future__ import annotations
 
 import inspect
-import math
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,9 +23,10 @@ from torch import Tensor
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from guardrails import AttachError, Guard, Rollout
-from guardrails_transformers.attached import PREFIX, AttachedCallback
+from guardrails_transformers.attached import AttachedCallback
+from guardrails_transformers.averages import Averages
 from guardrails_transformers.rows import Rows, Traffic
-from guardrails_transformers.wrapping import CHECKPOINTS, Wrapping
+from guardrails_transformers.wrapping import SHARED, Wrapping
 from guardrails_trl.costs import cost_functions, is_async
 from guardrails_trl.seams import SUPPORTED
 
@@ -37,7 +36,7 @@ LOG = "log"
 _PARAMETERS = {
     SCORE: ["prompts", "completions", "completion_ids_list", "reward_kwargs"],
     LOG: ["logs", "start_time"],
-    **CHECKPOINTS,
+    **SHARED,
 }
 _REWARDS = "rewards"
 
@@ -82,7 +81,7 @@ class PairsCallback(AttachedCallback):
         guard.attach(host.name)
         names = [_REWARDS, *self._functions]
         self._rows = Rows(names, frozenset(names))
-        self._pending: dict[str, list[float]] = defaultdict(list)
+        self._averages = Averages()
         host.wrap(SCORE, self._score)
         host.wrap(LOG, self._log)
         super().__init__(host, guard, missing_ok=missing_ok, ledger=ledger)
@@ -91,6 +90,14 @@ class PairsCallback(AttachedCallback):
     def traffic(self) -> Traffic:
         """What the guard has sent between processes so far."""
         return self._rows.traffic
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Open the ledger, and begin with nothing of an earlier training but what is in force."""
+        super().on_train_begin(args, state, control, **kwargs)
+        self._rows.clear()
+        self._averages.clear()
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -106,10 +113,7 @@ class PairsCallback(AttachedCallback):
             return
         columns, _ = self._rows.take(self._wrapping)
         rewards = columns.pop(_REWARDS)
-        decision = self._guard.step(Rollout(rewards=rewards, costs=columns))
-        for name, value in decision.metrics().items():
-            if not math.isnan(value):
-                self._pending[name].append(value)
+        self._averages.add(self._guard.step(Rollout(rewards=rewards, costs=columns)))
 
     def _score(
         self,
@@ -146,10 +150,7 @@ class PairsCallback(AttachedCallback):
 
     def _log(self, original: Callable[..., Any], logs: dict[str, float], *args: Any, **kwargs: Any) -> Any:
         """Add the means of what was decided since the last time to the host's log of its training."""
-        if "loss" in logs:
-            logs |= {f"{PREFIX}{name}": sum(values) / len(values) for name, values in self._pending.items()}
-            self._pending.clear()
-        return original(logs, *args, **kwargs)
+        return original(self._averages.join(logs), *args, **kwargs)
 
 
 def _check(trainer: Any, name: str) -> None:

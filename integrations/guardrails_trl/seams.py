@@ -20,7 +20,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.rloo_trainer import RLOOTrainer
 
 from guardrails import AttachError
-from guardrails_transformers.wrapping import CHECKPOINTS, Wrapping
+from guardrails_transformers.wrapping import SHARED, Wrapping
 from guardrails_trl import advantages
 
 SUPPORTED = "trl>=1.6,<2"
@@ -35,7 +35,7 @@ LOG_PROBS = "_get_per_token_logps_and_entropies"
 _PARAMETERS = {
     SCORE: ["inputs", "prompts", "completions", "completion_ids_list"],
     GENERATE_AND_SCORE: ["inputs"],
-    **CHECKPOINTS,
+    **SHARED,
 }
 _LISTS = ("reward_funcs", "reward_processing_classes", "reward_func_names")
 _ATTRIBUTES = (*_LISTS, "reward_weights", "num_generations", "accelerator", "callback_handler", "_metrics", "_logs")
@@ -103,10 +103,12 @@ class Host(Wrapping):
         """Return ``entropy`` and ``kl`` per completion, in nats per token, from what the host computed for a batch.
 
         Entropy is estimated by -log π of the sampled tokens; the divergence by exp(r) - r - 1 with
-        r = log π_ref - log π, as the host's own ``kl`` is. Both are at the temperature of sampling.
+        r = log π_ref - log π, as the host's own ``kl`` is. Both are at the temperature of sampling. They are NaN for
+        completions that ``mask_truncated_completions`` hides.
         """
         mask = output["completion_mask"]
-        n_tokens = mask.sum(dim=1).clamp(min=1)
+        n_tokens = mask.sum(dim=1).float()
+        n_tokens[n_tokens == 0] = float("nan")  # of what is masked as truncated the host computes nothing
         if not self._is_grpo:
             return {"entropy": (-output["old_logps"] / n_tokens).tolist()}
         policy = output["old_per_token_logps"]
