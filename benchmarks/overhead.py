@@ -4,8 +4,9 @@
     OMP_NUM_THREADS=1 python benchmarks/overhead.py --only core
 
 Host figures are ratios of guarded over unguarded work, measured alternately in one process (see ``overhead_trl.py``,
-``overhead_sb3.py``, ``overhead_trainer.py``, ``overhead_refiner.py``); core figures are times of one call. All times
-are processor time of this single-threaded process, which other processes of the machine do not enter.
+``overhead_sb3.py``, ``overhead_action_sets.py``, ``overhead_trainer.py``, ``overhead_refiner.py``); core figures are
+times of one call. All times are processor time of this single-threaded process, which other processes of the machine
+do not enter.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 from guardrails import Constraint, Guard, Rollout
 from guardrails.schedulers import PID
 
-PARTS = ("core", "sb3", "trl", "trainer", "refiner")
+PARTS = ("core", "sb3", "action_sets", "trl", "trainer", "refiner")
 IMPORT = "import time; t = time.process_time(); import guardrails; print((time.process_time() - t) * 1e3)"
 
 
@@ -74,6 +75,11 @@ def main() -> None:
 
         print()
         overhead_sb3.main()
+    if "action_sets" in chosen:
+        import overhead_action_sets
+
+        print()
+        overhead_action_sets.main()
     if "trl" in chosen:
         import overhead_trl
 

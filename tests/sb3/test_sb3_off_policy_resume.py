@@ -1,7 +1,13 @@
 """A saved off-policy run goes on exactly, with its replay buffer and the costs beside it."""
 
+import hashlib
 import io
+import json
 import logging
+import os
+import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -58,6 +64,48 @@ def test_training_saving_and_resuming_equals_training_through(tmp_path, kind):
     assert same(everything(through), everything(resumed))
     ours, theirs = learner_of(resumed)._column.values, learner_of(through)._column.values
     assert np.array_equal(ours, theirs, equal_nan=True)
+
+
+ELSEWHERE = """
+import sys
+import torch
+from test_sb3_off_policy_resume import PPO, SAC, digest, environments, go_on, guard, SMALL, wrap
+
+folder, kind = sys.argv[1], {"PPO": PPO, "SAC": SAC}[sys.argv[2]]
+own = guard()
+model = kind.load(f"{folder}/run.zip", env=environments(kind), device="cpu")
+model = wrap(model, own, cost_critic=SMALL, horizon=9, resume=f"{folder}/run.zip")
+if kind is SAC:
+    model.load_replay_buffer(f"{folder}/replay.pkl")
+print(digest(go_on(model)))
+"""
+
+
+def digest(model):
+    """Return a fingerprint of all weights, the critic's and the episodes' state, and the guard's state."""
+    state = hashlib.sha256(json.dumps(callback_of(model).guard.state_dict(), sort_keys=True).encode())
+    for name, tensor in sorted(everything(model).items()):
+        state.update(name.encode() + tensor.numpy().tobytes())
+    return state.hexdigest()
+
+
+@pytest.mark.parametrize("kind", [PPO, SAC])
+def test_a_new_process_goes_on_where_the_run_was_saved(tmp_path, kind):
+    settings = {"n_steps": 50, "batch_size": 50, "seed": 0, "device": "cpu"}
+    model = PPO("MlpPolicy", environments(PPO), **settings) if kind is PPO else host(kind, environments(kind))
+    through = wrap(model, guard(), cost_critic=SMALL, horizon=9).learn(100)
+    through.save(tmp_path / "run.zip")
+    if kind is SAC:
+        through.save_replay_buffer(tmp_path / "replay.pkl")
+    saved, through = digest(through), go_on(through)
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, str(tmp_path), kind.__name__],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(pathlib.Path(__file__).parent), *sys.path[1:]])},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == digest(through) != saved
 
 
 def test_without_the_critics_state_the_run_would_differ(tmp_path):

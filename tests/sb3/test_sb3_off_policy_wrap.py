@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from sb3_contrib import QRDQN, TQC, CrossQ
 from sb3_envs import Drift, Gamble, callback_of, learn, parameters, same, vec
 from sb3_hosts import ACTORS, GREEDY, SMALL, guarded, host, spy
 from sb3_numbered import Numbered, books, numbered
-from stable_baselines3 import DQN, PPO, SAC, TD3
+from stable_baselines3 import DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import NormalActionNoise
 
@@ -115,26 +116,35 @@ def test_a_train_that_passes_the_hooks_by_is_an_error_at_the_next_step():
         model.learn(60)
 
 
+LEAN = {"optimize_memory_usage": True, "replay_buffer_kwargs": {"handle_timeout_termination": False}}
+SETTINGS = {
+    "several environments": (ACTORS + GREEDY, lambda: {"train_freq": 2, "gradient_steps": -1}),
+    "per episode": (ACTORS + GREEDY, lambda: {"train_freq": (1, "episode"), "gradient_steps": -1}),
+    "n-step": (ACTORS + GREEDY, lambda: {"n_steps": 3}),
+    "memory": (ACTORS + GREEDY, lambda: LEAN),
+    "dict": ([SAC, TQC, TD3, DDPG, *GREEDY], lambda: {"policy": "MultiInputPolicy"}),
+    "sde": ([SAC, TQC, CrossQ], lambda: {"use_sde": True, "sde_sample_freq": 4}),
+    "noise": ([SAC, TD3, DDPG], lambda: {"action_noise": NormalActionNoise(np.zeros(1), np.ones(1))}),
+    "fixed entropy": ([SAC, TQC, CrossQ], lambda: {"ent_coef": 0.1}),
+    "image": ([DQN, QRDQN], lambda: {"policy": "CnnPolicy", "env": vec(1, observation="image"), "policy_kwargs": {}}),
+    "discrete": (GREEDY, lambda: {"env": vec(2, observation="discrete")}),
+    "float64": (GREEDY, lambda: {"env": vec(2, observation="box")}),
+}
+
+
 @pytest.mark.parametrize(
-    ("kind", "settings"),
-    [
-        (SAC, {"use_sde": True, "sde_sample_freq": 4}),
-        (TD3, {"action_noise": NormalActionNoise(np.zeros(1), np.ones(1))}),
-        (SAC, {"train_freq": (1, "episode"), "gradient_steps": -1, "env": numbered(1)}),
-        (DQN, {"policy": "CnnPolicy", "env": vec(1, observation="image"), "policy_kwargs": {}}),
-        (DQN, {"policy": "MultiInputPolicy", "env": vec(2, observation="dict")}),
-        (DQN, {"env": vec(2, observation="discrete")}),
-        (DQN, {"env": vec(2, observation="box")}),
-        (SAC, {"ent_coef": 0.1}),
-    ],
-    ids=["sde", "noise", "per episode", "image", "dict", "discrete", "float64", "fixed entropy"],
+    ("kind", "name"),
+    [pytest.param(kind, name, id=f"{kind.__name__}-{name}") for name, (kinds, _) in SETTINGS.items() for kind in kinds],
 )
-def test_every_setting_of_a_host_is_guarded(kind, settings):
+def test_every_setting_of_every_host_is_guarded(kind, name):
+    settings = SETTINGS[name][1]()
+    n_envs = 1 if name == "per episode" else 3
+    settings = {"env": numbered(n_envs, shape="dict" if name == "dict" else "box", discrete=kind in GREEDY)} | settings
     model = guarded(host(kind, **settings))
     batches = spy(model)
-    model.learn(70)
+    model.learn(78)
     critic = safety_critic(model).critic
-    assert critic.updates == model._n_updates == len(batches) > 5
+    assert critic.updates == model._n_updates == len(batches) >= 4
     assert not torch.cat([batch.costs for batch in batches]).isnan().any()
     assert callback_of(model).guard.decision.step > 0
 
