@@ -6,7 +6,7 @@ Forward hooks on the host's own networks, and on its instances the few methods t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -57,6 +57,17 @@ class HostSeams(ABC):
             overlay.remove()
         for handle in self._handles:
             handle.remove()
+
+    def take_metrics(self) -> dict[str, float]:
+        """Return what is to be logged of the gradient steps since the last call."""
+        return {}
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return what an exact resume needs of these hooks."""
+        return {}
+
+    def load_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:  # noqa: B027  # most hooks have no state
+        """Restore what `tensors` returned."""
 
 
 class ActorSeams(HostSeams):
@@ -117,7 +128,7 @@ class ActorSeams(HostSeams):
         self.acted += 1
         if not self._host_critic.acting:
             return None
-        penalty = self._host_critic.penalty(self._host_critic.critic.risks(observations, actions))
+        penalty = self._host_critic.penalty(self._host_critic.critic.risks_at(observations)(actions))
         if isinstance(output, tuple):
             return tuple(values - penalty.view(-1, 1) for values in output)
         return output - penalty.view(-1, *[1] * (output.dim() - 1))
@@ -193,6 +204,10 @@ def of(model: OffPolicyAlgorithm, host_critic: HostCritic, learn: Learn, trainin
     Raises:
         AttachError: if it has none of those that are known.
     """
+    from guardrails_sb3.algd import guidance  # built upon this module
+
+    if guidance.is_diffusion(model.policy):
+        return guidance.DiffusionSeams(model, host_critic, learn, training)
     for names in (("q_net", "q_net_target"), ("quantile_net", "quantile_net_target")):
         if all(isinstance(getattr(model, name, None), nn.Module) for name in names):
             return GreedySeams(model, host_critic, learn, training, names)

@@ -218,7 +218,7 @@ class ReplayCritic:
     def take(self) -> tuple[list[FloatArray], dict[str, float]]:
         """Return what was missed of each episode that ended since the last call, in the costs' units, and metrics."""
         missed, errors, covered = self._predictions.take()
-        metrics = {f"{self._names[0]}/critic_loss": self.host.critic.take_loss()}
+        metrics = {f"{self._names[0]}/critic_loss": self.host.critic.take_loss(), **self._seams.take_metrics()}
         if errors is not None and covered is not None:
             metrics |= {f"{name}/critic_error": float(errors[index]) for index, name in enumerate(self._names)}
             metrics |= {f"{name}/critic_coverage": float(covered[index]) for index, name in enumerate(self._names)}
@@ -228,6 +228,7 @@ class ReplayCritic:
         """Return what an exact resume needs besides the replay buffer."""
         named = {f"predictions.{name}": tensor for name, tensor in self._predictions.tensors().items()}
         named |= {f"critic.{name}": tensor for name, tensor in self.host.critic.tensors().items()}
+        named |= {f"hooks.{name}": tensor for name, tensor in self._seams.tensors().items()}
         return named | {"costs.worst": torch.from_numpy(self._worst.copy())}
 
     def load_tensors(self, tensors: Mapping[str, torch.Tensor], *, running: bool) -> None:
@@ -240,11 +241,12 @@ class ReplayCritic:
         Raises:
             StateError: if the run was saved with another ensemble or another architecture.
         """
-        parts: dict[str, dict[str, torch.Tensor]] = {"critic": {}, "predictions": {}, "costs": {}}
+        parts: dict[str, dict[str, torch.Tensor]] = {"critic": {}, "predictions": {}, "costs": {}, "hooks": {}}
         for name, tensor in tensors.items():
             part, _, key = name.partition(".")
             parts[part][key] = tensor
         self.host.critic.load_tensors(parts["critic"])
+        self._seams.load_tensors(parts["hooks"])
         self._worst = parts["costs"]["worst"].numpy().copy()
         if running:
             self._predictions.load_tensors(parts["predictions"])

@@ -6,12 +6,13 @@ and adds the score-matching loss; `make` puts both together with the paper's set
 
 from guardrails_sb3.algd.policy import DiffusionPolicy
 from guardrails_sb3.algd.schedules import DDPMSchedule, Schedule, VESchedule, ddpm_schedule, ve_schedule
-from guardrails_sb3.algd.score import energy, score_loss, score_target
+from guardrails_sb3.algd.score import ScoreMatching, energy, score_loss, score_target
 
 __all__ = [
     "DDPMSchedule",
     "DiffusionPolicy",
     "Schedule",
+    "ScoreMatching",
     "VESchedule",
     "ddpm_schedule",
     "energy",

@@ -15,6 +15,7 @@ from guardrails import ConfigurationError
 from guardrails_sb3.algd.actor import DiffusionActor
 from guardrails_sb3.algd.networks import TwinCritic
 from guardrails_sb3.algd.schedules import Schedule, named_schedule
+from guardrails_sb3.algd.score import ScoreMatching
 
 
 class DiffusionPolicy(SACPolicy):
@@ -40,6 +41,7 @@ class DiffusionPolicy(SACPolicy):
         share_features_extractor: whether the critics use the actor's extractor.
         sde: the diffusion: ``"ve"``, ``"ddpm"``, or a schedule such as ``ve_schedule(5, sigma_max=0.5)``.
         steps: K ≥ 1, of a diffusion that is given by name.
+        score_matching: settings of the score loss that a guard adds.
 
     Raises:
         ConfigurationError: if the diffusion is not known, or ``use_sde`` is asked for.
@@ -67,6 +69,7 @@ class DiffusionPolicy(SACPolicy):
         *,
         sde: str | Schedule = "ve",
         steps: int = 5,
+        score_matching: ScoreMatching | None = None,
     ) -> None:
         if use_sde:
             raise ConfigurationError(
@@ -75,6 +78,7 @@ class DiffusionPolicy(SACPolicy):
             )
         # SACPolicy builds all networks in its constructor.
         self.diffusion = named_schedule(sde, steps)
+        self.score_matching = ScoreMatching() if score_matching is None else score_matching
         if optimizer_class is torch.optim.Adam:
             optimizer_kwargs = {"fused": True} | (optimizer_kwargs or {})
         super().__init__(
@@ -96,7 +100,11 @@ class DiffusionPolicy(SACPolicy):
         data = super()._get_constructor_parameters()
         for name in ("use_sde", "log_std_init", "use_expln", "clip_mean"):
             del data[name]
-        return data | {"share_features_extractor": self.share_features_extractor, "sde": self.diffusion}
+        return data | {
+            "share_features_extractor": self.share_features_extractor,
+            "sde": self.diffusion,
+            "score_matching": self.score_matching,
+        }
 
     def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> Any:
         """Return a new actor."""

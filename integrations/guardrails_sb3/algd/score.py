@@ -6,7 +6,34 @@ visited action show, each weighted by how low its energy is.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+
+from guardrails.schedulers.base import check_number, whole_number
+
+
+@dataclass(frozen=True)
+class ScoreMatching:
+    """How a guarded `DiffusionPolicy` is taught the slope of its energy.
+
+    Args:
+        samples: N ≥ 1 actions about each visited one that make up its target.
+        beta: temperature β > 0, in the unit of the energy, which is that of the reward's Q.
+        weight: w ≥ 0 of the score loss beside the mean energy.
+
+    Raises:
+        ConfigurationError: if an argument is out of range.
+    """
+
+    samples: int = 4
+    beta: float = 1.0
+    weight: float = 0.1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "samples", whole_number("ScoreMatching", "samples", self.samples))
+        check_number("ScoreMatching", "beta", self.beta, low=0.0, high=1e9, open_low=True)
+        check_number("ScoreMatching", "weight", self.weight, low=0.0, high=1e9)
 
 
 def energy(q_values: torch.Tensor, penalties: torch.Tensor | None = None) -> torch.Tensor:

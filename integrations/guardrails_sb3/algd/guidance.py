@@ -1,0 +1,103 @@
+"""The score loss of ALGD at the optimizer step of an untouched SAC, beside the penalty that guarded actors get."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from guardrails import AttachError
+from guardrails_sb3.algd.policy import DiffusionPolicy
+from guardrails_sb3.algd.score import energy, score_loss, score_target
+from guardrails_sb3.off_policy_seams import ActorSeams, Learn
+from guardrails_sb3.safety_critic import HostCritic
+
+
+class DiffusionSeams(ActorSeams):
+    """SAC with a `DiffusionPolicy`: its score network learns the slope of the energy at the points it visits.
+
+    Just before the host steps the actor's optimizer, the gradient of w (φ(s, a_τ, τ) - φ*)² joins that of the host's
+    loss. a_τ is what the score network was asked about at step τ, uniform, of the very sampling that made the actions
+    of the host's loss. It is held constant: a gradient through it would move the path to where the score is easily met.
+    φ* is made of N samples a_τ + σ_τ ε, not cut to the action's bounds. Noise comes from a generator of its own.
+
+    Args:
+        model: the host.
+        host_critic: judges.
+        learn: see `Learn`.
+        training: whether the host is inside ``train``.
+
+    Raises:
+        AttachError: if the host adapts an entropy coefficient, which the policy has no entropy for.
+    """
+
+    def __init__(self, model: Any, host_critic: HostCritic, learn: Learn, training: Callable[[], bool]) -> None:
+        super().__init__(model, host_critic, learn, training)
+        if getattr(model, "ent_coef_optimizer", None) is not None:
+            raise AttachError(
+                f"This {type(model).__name__} adapts its entropy coefficient to a policy of unknown entropy: it "
+                "would grow without end. Build it with ent_coef=0.0."
+            )
+        self._actor, self._settings = model.policy.actor, model.policy.score_matching
+        self._spreads = torch.tensor(self._actor.schedule.spreads, device=model.device)
+        self._generator = torch.Generator(model.device).manual_seed(int(model.seed or 0))
+        self._losses: list[torch.Tensor] = []
+
+    def install(self) -> None:
+        """Put hooks in."""
+        super().install()
+        self._handles.append(self._actor.optimizer.register_step_pre_hook(self._guide))
+
+    def _guide(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        path = self._actor.path
+        if not self._training() or path is None:
+            return
+        n_rows, n_actions = path.actions.shape[1:]
+        device, generator = path.actions.device, self._generator
+        steps = torch.randint(len(self._spreads), (n_rows,), generator=generator, device=device)
+        visited = path.actions[steps, torch.arange(n_rows, device=device)]
+        noise = torch.randn(self._settings.samples, n_rows, n_actions, generator=generator, device=device)
+        samples = visited + self._spreads[steps].unsqueeze(-1) * noise
+        target = score_target(*self._slopes(path.observations, samples), self._settings.beta)
+        with torch.enable_grad():
+            loss = score_loss(self._actor.scores(path.observations, visited, steps), target)
+            torch.autograd.backward(self._settings.weight * loss)
+        self._losses.append(loss.detach())
+
+    def _slopes(self, observations: Any, samples: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return energies ``(N, n_rows)`` and their gradients by the actions ``(N, n_rows, n_actions)``.
+
+        One sample of every row at a time: what a layer puts out then stays in the processor's cache.
+        """
+        rewards_at = self._critic.at(observations)
+        acting = bool(self._host_critic.acting)
+        risks_at = self._host_critic.critic.risks_at(observations) if acting else None
+        energies, gradients = [], []
+        for actions in samples.unbind():
+            actions = actions.requires_grad_()
+            with torch.enable_grad():
+                penalty = None if risks_at is None else self._host_critic.penalty(risks_at(actions))
+                energies.append(energy(rewards_at(actions).squeeze(-1), penalty))
+                gradients += torch.autograd.grad(energies[-1].sum(), actions)
+        return torch.stack(energies).detach(), torch.stack(gradients)
+
+    def take_metrics(self) -> dict[str, float]:
+        """Return the mean score loss of the gradient steps since the last call."""
+        losses, self._losses = self._losses, []
+        return {"score_loss": float(torch.stack(losses).mean())} if losses else {}
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return the state of the random generator."""
+        return {"generator": self._generator.get_state()}
+
+    def load_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Restore what `tensors` returned."""
+        if "generator" in tensors:
+            self._generator.set_state(tensors["generator"])
+
+
+def is_diffusion(policy: nn.Module) -> bool:
+    """Whether a host's policy is one whose score is to be matched."""
+    return isinstance(policy, DiffusionPolicy)
