@@ -6,7 +6,6 @@ import logging
 import pytest
 import torch
 from tiny_trainer import (
-    Classifier,
     Rows,
     Sentences,
     build,
@@ -425,35 +424,6 @@ def test_training_twice_goes_on_with_the_multipliers_of_the_first_and_logs_its_o
     costs = [line["decision"]["constraints"]["c"]["cost"] for line in lines if line["kind"] == "step"]
     assert len(costs) == 6
     assert logged(trainer, "guardrails/c/cost") == [sum(costs[3:5]) / 2]
-
-
-def test_a_search_over_hyperparameters_is_refused(tmp_path):
-    trainer, _ = guarded(tmp_path)
-
-    class Search(TrainerCallback):
-        def on_train_begin(self, args, state, control, **kwargs):
-            state.is_hyper_param_search = True
-
-    trainer.callback_handler.callbacks.insert(0, Search())
-    with pytest.raises(AttachError, match="hyperparameter_search trains several models"):
-        trainer.train()
-
-
-def test_a_host_that_begins_anew_with_smaller_batches_begins_with_the_guard_it_began_with(tmp_path):
-    class Scarce(Classifier):
-        steps = 0
-
-        def forward(self, features, labels=None):
-            self.steps += 1
-            if self.steps == 3 and len(features) == 8:
-                raise RuntimeError("CUDA out of memory.")
-            return super().forward(features, labels)
-
-    torch.manual_seed(0)
-    trainer, guard = guarded(tmp_path, model=Scarce(), auto_find_batch_size=True, max_steps=4)
-    trainer.train()
-    assert trainer.state.train_batch_size < 8
-    assert guard.decision.step == 4
 
 
 # Leaving

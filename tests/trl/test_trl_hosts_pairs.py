@@ -1,12 +1,14 @@
 """OnlineDPO: pairs ranked by reward less weighted cost; decisions per optimizer step; resume; refusals."""
 
 import functools
+import gc
 import json
+import weakref
 
 import pytest
 import torch
 from tiny_trl import logged, same_weights, weights
-from transformers import AutoModelForCausalLM, PrinterCallback
+from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
 from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
 from guardrails import AttachError, Constraint, Dial, Gate, Guard, Refinement, Require, StateError
@@ -184,6 +186,51 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(random_model, tmp_
     third, _ = guarded(random_model, tmp_path / "third", on_fillers(PID()), **settings)
     with pytest.raises(StateError, match=r"checkpoint-2.*is damaged"):
         third.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+
+
+class Fails(TrainerCallback):
+    """Raises at the end of a step, while the batches are as large as given."""
+
+    def __init__(self, error, step):
+        self.error, self.step = error, step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step and state.train_batch_size == 4:
+            raise self.error
+
+
+def test_begun_anew_with_smaller_batches_the_guard_is_the_one_it_began_with(random_model, tmp_path):
+    trainer, callback = guarded(random_model, tmp_path, on_fillers(PID()), auto_find_batch_size=True)
+    trainer.add_callback(Fails(RuntimeError("CUDA out of memory."), 1))
+    trainer.train()
+    assert trainer.state.train_batch_size == 3
+    assert callback.guard.decision.step == 2
+
+
+def test_a_training_logs_nothing_of_an_earlier_one_that_failed(random_model, tmp_path):
+    """An earlier training that ended before its log would enter the means of the next one's."""
+    trainer, callback = guarded(random_model, tmp_path, on_fillers(PID()), logging_steps=2)
+    failing = Fails(ValueError("boom"), 1)
+    trainer.add_callback(failing)
+    with pytest.raises(ValueError, match="boom"):
+        trainer.train()
+    trainer.remove_callback(failing)
+    seen = []
+    step = callback.guard.step
+    callback.guard.step = lambda rollout: seen.append(step(rollout)) or seen[-1]
+    trainer.train()
+    costs = [decision.constraints["fillers"].cost for decision in seen]
+    assert len(costs) == 2
+    assert logged(trainer, "guardrails/fillers/cost") == [sum(costs) / 2]
+
+
+def test_a_detached_callback_does_not_keep_the_trainer_alive(random_model, tmp_path):
+    trainer, callback = guarded(random_model, tmp_path, on_fillers(PID()))
+    callback.detach()
+    alive = weakref.ref(trainer)
+    del trainer
+    gc.collect()
+    assert alive() is None
 
 
 def test_detach_leaves_the_trainer_as_it_was(random_model, tmp_path):
