@@ -7,7 +7,7 @@ import importlib
 import os
 import threading
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from guardrails.refine.prompts import spaced_like
@@ -114,7 +114,7 @@ class Call:
         for task in late:
             task.cancel()
             if not any(offer is not None for offer in self._offers):
-                self._breaker.failed()
+                self._note(self._breaker.failed)
         if late:
             await asyncio.wait(late, timeout=_GRACE / 2)
 
@@ -132,7 +132,7 @@ class Call:
                 reply = await asyncio.wait_for(self._ask(client, prompt, completion), self._refiner.timeout)
             except _RefusedError as error:
                 self._error = f"The last refusal: {error}"
-                self._breaker.succeeded()
+                self._note(self._breaker.succeeded)
                 return
             except Exception as error:
                 self._error = f"The last failure: {self._described(error)}"
@@ -145,12 +145,19 @@ class Call:
                 await asyncio.sleep(pause)
                 wait *= 2.0
             else:
-                self._breaker.succeeded()
+                text = spaced_like(completion, reply)
                 with self._lock:
                     if not self._closed:
-                        self._offers[row] = spaced_like(completion, reply)
+                        self._offers[row] = text
+                self._note(self._breaker.succeeded)
                 return
-        self._breaker.failed()
+        self._note(self._breaker.failed)
+
+    def _note(self, event: Callable[[], None]) -> None:
+        """Tell the circuit breaker, unless the call is over: a thread that comes late must not move a later one's."""
+        with self._lock:
+            if not self._closed:
+                event()
 
     async def _ask(self, client: Any, prompt: Text, completion: str) -> str:
         try:

@@ -93,7 +93,7 @@ class EndpointRefiner(Refiner):
         self.temperature = check_number(owner, "temperature", temperature, low=0.0)
         self.api_key_env = api_key_env
         self.extra = None if extra is None else dict(extra)
-        self._host_tokens: int | None = None
+        self._host: RefineHost | None = None
         self._complained = False
         self.jitter = random.Random()  # the program's own stream of chance is not drawn from
         self.tally = Tally()
@@ -107,12 +107,12 @@ class EndpointRefiner(Refiner):
             ) from error
 
     def attach(self, host: RefineHost) -> None:
-        """Take the longest completion from ``host``."""
-        self._host_tokens = 2 * host.max_completion_length
+        """Take the longest completion from ``host``, whatever it is when a request is made."""
+        self._host = host
 
     def detach(self) -> None:
         """Let go of the host."""
-        self._host_tokens = None
+        self._host = None
 
     def refine(self, prompts: Sequence[Text], completions: Sequence[str]) -> list[str | None]:
         """Return the server's correction of each row, None where none came within the budget."""
@@ -136,7 +136,7 @@ class EndpointRefiner(Refiner):
             "messages": [{"role": "user", "content": asked}] if isinstance(asked, str) else asked,
             "temperature": self.temperature,
         }
-        limit = self.max_tokens or self._host_tokens
+        limit = self.max_tokens or (2 * self._host.max_completion_length if self._host else None)
         return (
             fields
             | ({} if limit is None else {"max_tokens": limit})

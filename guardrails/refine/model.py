@@ -6,7 +6,7 @@ Source: "Enhancing RL fine-tuning with an online refiner" (arXiv 2603.18088).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -16,23 +16,10 @@ from transformers import GenerationConfig
 
 from guardrails.errors import AttachError, ConfigurationError
 from guardrails.refine.copying import copy_ahead, supports
-from guardrails.refine.refiner import RefineHost, Refiner, Text, plain
+from guardrails.refine.prompts import PROMPT, Template, check_template, fill, spaced_like
+from guardrails.refine.refiner import RefineHost, Refiner, Text
 
 logger = logging.getLogger(__name__)
-
-PROMPT = """Below are a prompt and a response to it. Correct the response with as few changes as possible: keep \
-everything that is right word for word, and fix what is wrong, repeated, missing or cut off. If nothing is wrong, \
-repeat the response unchanged. Write the corrected response only.
-
-Prompt:
-{prompt}
-
-Response:
-{completion}
-
-Corrected response:
-"""
-"""What a model is asked by default."""
 
 _GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 """Without the penalties that a model's own settings may have: what is right is to be repeated word for word."""
@@ -77,7 +64,7 @@ class ModelRefiner(Refiner):
         model: Any = None,
         *,
         tokenizer: Any = None,
-        prompt: str | Callable[[Text, str], Text] = PROMPT,
+        prompt: Template = PROMPT,
         generation: Mapping[str, Any] | GenerationConfig | None = None,
         max_new_tokens: int | None = None,
         batch_size: int = 64,
@@ -87,14 +74,10 @@ class ModelRefiner(Refiner):
                 f"ModelRefiner: model is {model!r:.80}; give a causal language model of transformers, or None for the "
                 "host's reference model."
             )
-        if isinstance(prompt, str):
-            _check_template(prompt)
-        elif not callable(prompt):
-            raise ConfigurationError(f"ModelRefiner: prompt is {prompt!r}; give a text or a function.")
         for argument, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ConfigurationError(f"ModelRefiner: {argument} is {value!r}; give a whole number, at least 1.")
-        self.model, self.tokenizer, self.prompt = model, tokenizer, prompt
+        self.model, self.tokenizer, self.prompt = model, tokenizer, check_template("ModelRefiner", prompt)
         self.generation, self.max_new_tokens, self.batch_size = _settings(generation), max_new_tokens, batch_size
         self._host: RefineHost | None = None
 
@@ -150,19 +133,16 @@ class ModelRefiner(Refiner):
                 for row, ids in zip(rows, written, strict=True):
                     if ids and ids[-1] in ends:
                         text = tokenizer.decode(ids[:-1], skip_special_tokens=True)
-                        offers[row] = _spaced_like(completions[row], text)
+                        offers[row] = spaced_like(completions[row], text)
         return offers
 
     def _reference(self, host: RefineHost) -> AbstractContextManager[Any]:
         return host.reference() if self.model is None else nullcontext(self.model)
 
     def _ask(self, tokenizer: Any, prompt: Text, completion: str) -> list[int]:
-        if isinstance(self.prompt, str):
-            text: Text = self.prompt.format(prompt=_readable(prompt), completion=completion)
-            if not isinstance(prompt, str) or getattr(tokenizer, "chat_template", None):
-                text = [{"role": "user", "content": text}]
-        else:
-            text = self.prompt(prompt, completion)
+        text = fill(self.prompt, prompt, completion)
+        if isinstance(self.prompt, str) and (not isinstance(prompt, str) or getattr(tokenizer, "chat_template", None)):
+            text = [{"role": "user", "content": text}]
         if isinstance(text, str):
             return list(tokenizer(text)["input_ids"])
         ids = tokenizer.apply_chat_template(text, add_generation_prompt=True, tokenize=True, return_dict=True)
@@ -234,28 +214,6 @@ def _settings(generation: Mapping[str, Any] | GenerationConfig | None) -> dict[s
     )
 
 
-def _check_template(template: str) -> None:
-    marks = ("<prompt>", "<completion>")
-    try:
-        filled = template.format(prompt=marks[0], completion=marks[1])
-    except (KeyError, IndexError, ValueError) as error:
-        raise ConfigurationError(
-            "ModelRefiner: the prompt is no template of {prompt} and {completion} "
-            f"({type(error).__name__}: {error}). Write braces that are meant as such twice: {{{{ }}}}."
-        ) from error
-    if marks[1] not in filled:
-        raise ConfigurationError("ModelRefiner: the prompt does not show the response. Put {completion} into it.")
-
-
-def _readable(prompt: Text) -> str:
-    """Return a prompt as text: the content of a single message, of several with their roles."""
-    if isinstance(prompt, str):
-        return prompt
-    if len(prompt) == 1:
-        return plain(prompt)
-    return "\n".join(f"{message.get('role')}: {plain([message])}" for message in prompt)
-
-
 def _words(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
@@ -263,12 +221,3 @@ def _words(tokenizer: Any, text: str) -> list[int]:
 def _until(ids: list[int], ends: frozenset[int]) -> list[int]:
     end = next((i for i, token in enumerate(ids) if token in ends), len(ids) - 1)
     return ids[: end + 1]
-
-
-def _spaced_like(completion: str, refined: str) -> str:
-    """Return ``refined`` with the white space around it that ``completion`` has."""
-    core, before = refined.strip(), completion.strip()
-    if not core or not before:
-        return core
-    start = completion.index(before)
-    return completion[:start] + core + completion[start + len(before) :]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from trl.trainer.utils import use_adapter
 from guardrails import AttachError
 from guardrails_trl.seams import SCORE, SUPPORTED, Host
 
+STEP = "training_step"
 LOSS = "compute_loss"
 LOG_PROBS = "_get_per_token_logps_and_entropies"
 
@@ -40,6 +41,12 @@ class RefineSeams:
     def __init__(self, host: Host) -> None:
         self._host, self._trainer, self.host_name = host, host.trainer, host.name
         _check(host.trainer, host.name)
+        if not self.learns_apart and getattr(host.trainer, "aux_loss_enabled", False):
+            raise AttachError(
+                f"A Refinement cannot be learned on this {host.name}: with FSDP, DeepSpeed, ddp_static_graph or an "
+                "optimizer that steps within the backward, corrections are read in the host's own pass, whose "
+                "load-balancing loss of experts would count them too. Set router_aux_loss_coef=0, or do without those."
+            )
 
     @property
     def tokenizer(self) -> Any:
@@ -81,12 +88,15 @@ class RefineSeams:
     @property
     def learns_apart(self) -> bool:
         """Whether this process may run passes that the others do not run, each with a backward of its own."""
-        trainer = self._trainer
-        fused = str(getattr(trainer.args.optim, "value", trainer.args.optim)) in (
-            "lomo",
-            "adalomo",
-        )  # steps in backward
-        return not (self._sharded or trainer.is_deepspeed_enabled or fused)
+        args = self._trainer.args
+        fused = str(getattr(args.optim, "value", args.optim)) in ("lomo", "adalomo")  # which step within the backward
+        counted = bool(args.ddp_static_graph) and not self._host.is_alone  # by DDP: each backward's gradients
+        return not (self._sharded or self._trainer.is_deepspeed_enabled or fused or counted)
+
+    @property
+    def learns_after(self) -> bool:
+        """Whether such passes may follow the host's backward: only where that does not sum gradients over processes."""
+        return self.learns_apart and self._host.is_alone
 
     @property
     def _sharded(self) -> bool:
@@ -98,15 +108,41 @@ class RefineSeams:
         """Return the log-probabilities of the last tokens, from a pass of this process alone."""
         trainer = self._trainer
         original = getattr(type(trainer), LOG_PROBS).__get__(trainer)
-        values: Tensor = original(trainer.accelerator.unwrap_model(model), ids, mask, n_last)[0]
+        with trainer.compute_loss_context_manager():
+            values: Tensor = original(trainer.accelerator.unwrap_model(model), ids, mask, n_last)[0]
         return values
 
     def backward(self, term: Tensor) -> None:
-        """Add the gradient of a part of what `compute_loss` returns, scaled as transformers will scale the rest."""
+        """Add the gradient of a part of what `compute_loss` returns, scaled as transformers scales the rest."""
+        self._trainer.accelerator.backward(self.scaled(term))
+
+    def scaled(self, term: Tensor) -> Tensor:
+        """Return a part of what `compute_loss` returns as a part of what `training_step` does."""
         trainer = self._trainer
-        if isinstance(trainer, RLOOTrainer):
-            term = term / trainer.current_gradient_accumulation_steps
-        trainer.accelerator.backward(term)
+        return term / trainer.current_gradient_accumulation_steps if isinstance(trainer, RLOOTrainer) else term
+
+    @contextmanager
+    def after_backward(self, then: Callable[[], None]) -> Iterator[None]:
+        """Call ``then`` once the host has called the next backward, within the time that it counts as the step's."""
+        accelerator = self._trainer.accelerator
+        original, own = accelerator.backward, vars(accelerator).get("backward")
+
+        def put_back() -> None:
+            if own is None:
+                vars(accelerator).pop("backward", None)
+            else:
+                accelerator.backward = own
+
+        def backward(*args: Any, **kwargs: Any) -> None:
+            put_back()
+            original(*args, **kwargs)
+            then()
+
+        accelerator.backward = backward
+        try:
+            yield
+        finally:
+            put_back()
 
     @property
     def _ends(self) -> list[int]:
@@ -212,6 +248,7 @@ def _check(trainer: Any, name: str) -> None:
         ("tools", "it calls tools, so a completion is more than one text of the policy's"),
         ("environment_factories", "its environments write parts of a completion"),
         ("rollout_func", "its rollout_func may write parts of a completion"),
+        ("use_liger_kernel", "its Liger loss has no log-probabilities of the completions (use_liger_kernel)"),
     ):
         if getattr(trainer, attribute, None):
             raise AttachError(f"A Refinement cannot correct what this {name} generates: {what}. Leave it out here.")
@@ -219,6 +256,11 @@ def _check(trainer: Any, name: str) -> None:
         raise AttachError(
             f"A Refinement cannot correct what this {name} generates: it reads images, which a refiner does not see. "
             "Leave it out here."
+        )
+    if trainer.max_completion_length is None:
+        raise AttachError(
+            f"A Refinement cannot correct what this {name} generates: max_completion_length is None, so nothing bounds "
+            "the length of a correction. Give the trainer one."
         )
     version = f"training-guardrails cannot put a Refinement into the {base.__name__} of TRL {trl.__version__}"
     cure = f"Install {SUPPORTED}, upgrade training-guardrails, or leave the Refinement out."

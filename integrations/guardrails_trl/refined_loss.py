@@ -1,9 +1,11 @@
 """The term α · (-log π(y⁺|x)) in the loss of a TRL host.
 
 Corrections travel with their rows in the host's batch. Where y⁺ = y, -log π(y⁺) is made of the log-probabilities that
-the host computes anyway. Rows that were changed have passes of their own, forward and backward, just before the
-host's, of half its rows at most: their activations are gone by then, so the peak of memory stays the host's. Where
-processes hold parts of the weights, and so must run equally many passes, they are appended to the host's batch instead.
+the host computes anyway. Rows that were changed have passes of their own, forward and backward, of half the host's rows
+at most, right after the host's backward: its activations are gone by then, its gradients are there anyway, and so the
+peak of memory stays the host's. With several processes they come before the host's forward, as its backward is what
+sums gradients over them. Where processes must run equally many passes, as they hold parts of the weights or take their
+graph for static, the rows are appended to the host's batch instead.
 
 π is the policy that the host samples from and scores, at its temperature: only of that one does -log π(y) have a
 gradient of mean zero over y.
@@ -12,6 +14,7 @@ gradient of mean zero over y.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,6 +42,9 @@ class RefinedLoss:
         self.weight = 0.0
         self._inputs: tuple[dict[str, Any], Tensor] | None = None
         self._nll: Tensor | None = None
+        self._waits = False
+        self._waiting: Callable[[], Tensor] | None = None
+        self._late: Tensor | None = None
         self._sums: Tensor | None = None
 
     def put(
@@ -82,8 +88,11 @@ class RefinedLoss:
         factor = self.weight / self._seams.divisor(len(lengths), float(lengths.sum()), float(inputs[TOTAL]))
         apart: Tensor | float = 0.0
         if len(rows) and self._seams.learns_apart:
-            for some in rows.split((len(lengths) + 1) // 2):
-                apart = apart + self._learn(model, inputs, some, factor)
+            parts = rows.split((len(lengths) + 1) // 2)
+            if self._waits:
+                self._waiting = partial(self._learn_apart, model, inputs, parts, factor)
+            else:
+                apart = self._learn_apart(model, inputs, parts, factor)
             rows = rows[:0]
         self._inputs, self._nll = (inputs, rows), None
         try:
@@ -96,8 +105,29 @@ class RefinedLoss:
         total: Tensor = loss + factor * nll + apart
         return total
 
+    def training_step(self, original: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Return the loss of the host's micro-batch, with what was learned after its backward."""
+        if not self._seams.learns_after:
+            return original(*args, **kwargs)
+        self._waits, self._late = True, None
+        try:
+            with self._seams.after_backward(self._learn_waiting):
+                loss = original(*args, **kwargs)
+            self._learn_waiting()  # a step of the user's own may have called the backward of its loss by itself
+            return loss if self._late is None else loss + self._seams.scaled(self._late)
+        finally:
+            self._waits, self._waiting, self._late = False, None, None
+
+    def _learn_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            self._late = waiting()
+
+    def _learn_apart(self, model: Any, inputs: dict[str, Any], parts: Sequence[Tensor], factor: float) -> Tensor:
+        """Add the gradient of the term of some rows, a part of them at a time; return the term."""
+        return torch.stack([self._learn(model, inputs, rows, factor) for rows in parts]).sum()
+
     def _learn(self, model: Any, inputs: dict[str, Any], rows: Tensor, factor: float) -> Tensor:
-        """Add the gradient of some rows' term; return the term."""
         prompt, mask = (inputs[name][rows.to(inputs[name].device)] for name in ("prompt_ids", "prompt_mask"))
         keep = int(inputs[MASK][rows].sum(dim=1).max())
         ids, attention = (
@@ -118,14 +148,14 @@ class RefinedLoss:
 
     def log_probs(
         self,
-        original: Callable[..., tuple[Tensor, Tensor | None, Any]],
+        original: Callable[..., tuple[Any, ...]],
         model: Any,
         input_ids: Tensor,
         attention_mask: Tensor,
         logits_to_keep: int,
         *args: Any,
         **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None, Any]:
+    ) -> tuple[Any, ...]:
         """Return the host's log-probabilities; of them, and of rows appended to the same pass, make the term."""
         if self._inputs is None:
             return original(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
@@ -139,13 +169,13 @@ class RefinedLoss:
                 _appended(whole, picked, inputs[name][rows, :keep], logits_to_keep, width)
                 for whole, name in ((input_ids, IDS), (attention_mask, MASK))
             )
-        logps, entropies, aux = original(model, input_ids, attention_mask, width, *args, **kwargs)
+        logps, entropies, *others = original(model, input_ids, attention_mask, width, *args, **kwargs)  # TRL 1.6: none
         learned = inputs[LEARNED][rows, :keep].to(logps, non_blocking=True)
         copied = inputs[COPIED].to(logps, non_blocking=True)[:, None] * inputs["completion_mask"]
         own = logps[:n_rows, :logits_to_keep]
         self._nll = -(own * copied).sum() - (logps[n_rows:, :keep] * learned).sum()
         self._count(self._nll, copied.sum() + learned.sum())
-        return own, None if entropies is None else entropies[:n_rows, :logits_to_keep], aux
+        return own, None if entropies is None else entropies[:n_rows, :logits_to_keep], *others
 
     def flush(self) -> float | None:
         """Return the mean of -log π per learned token since the last flush, over all processes; None without any."""

@@ -11,7 +11,7 @@ import torch
 
 from guardrails import AttachError, Constraint, Guard, Refinement
 from guardrails.refine import Corrections, Corrector, Rows
-from guardrails_trl.refine_seams import LOG_PROBS, LOSS, RefineSeams
+from guardrails_trl.refine_seams import LOG_PROBS, LOSS, STEP, RefineSeams
 from guardrails_trl.refined_loss import RefinedLoss
 from guardrails_trl.seams import Host
 
@@ -83,11 +83,12 @@ class Refining:
         _check_columns(part, host)
         self._corrector = Corrector(part.corrects, part.detects, part.accept)
         self._loss = RefinedLoss(self._seams)
-        self._learning = self._reported = False
+        self._learning = self._learned = self._reported = False
         part.corrects.attach(self._seams)
 
     def attach(self) -> None:
-        """Wrap the host's loss."""
+        """Wrap the host's loss, and the step that it is a part of."""
+        self._host.wrap(STEP, self._loss.training_step)
         self._host.wrap(LOSS, self._loss.compute_loss)
         self._host.wrap(LOG_PROBS, self._loss.log_probs)
 
@@ -129,6 +130,7 @@ class Refining:
         """Put the corrections into the host's batch, under the weight in force."""
         self._loss.weight = self._guard.refinement_weight
         self._learning = self._loss.weight > 0.0 and refined.counts[2] > 0
+        self._learned |= self._learning
         if not self._learning or all(target is None for target in refined.targets):
             return
         changed_only = self._part.changed_only
@@ -175,7 +177,8 @@ class Refining:
 
     def flush(self, prefix: str) -> None:
         """Log the term's loss of an optimizer step; every process calls it."""
-        mean = self._loss.flush() if self._learning else None
+        mean = self._loss.flush() if self._learned else None
+        self._learned = self._learning  # the batch may be used for further steps, or be one of several in this one
         if mean is not None:
             self._host.log("train", {f"{prefix}{self._part.name}/loss": mean})
 

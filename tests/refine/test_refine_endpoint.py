@@ -231,6 +231,32 @@ def test_the_request_says_what_was_set(server, monkeypatch):
     assert "max_tokens" not in server.stats()["last"]["body"]
 
 
+def test_the_longest_answer_follows_the_hosts_longest_completion(server):
+    own, host = refiner(server), Host(max_completion_length=20)
+    own.attach(host)
+    host.max_completion_length = 30  # as a dial turns it
+    ask(own, "ANSWER:one")
+    assert server.stats()["last"]["body"]["max_tokens"] == 60
+
+
+def test_what_comes_late_is_not_held_for_or_against_the_server(server):
+    def late(prompt, completion):
+        time.sleep(2.0)
+        return completion
+
+    own = EndpointRefiner(server.url, "m", prompt=late, budget=0.2, failures=1, retries=0)
+    for text, state in (("MODE:500", "closed"), ("ANSWER:one", "open")):
+        if state == "open":
+            own.breaker.failed()
+            own.breaker._opened -= 31.0  # half-open: a row is asked
+        assert ask(own, text) == [None]
+        before = own.breaker.state
+        for thread in threading.enumerate():
+            if thread.name == "guardrails-endpoint":
+                thread.join()
+        assert own.breaker.state == before
+
+
 def test_a_failure_is_logged_once_until_all_is_well_again(server, caplog):
     own = refiner(server)
     with caplog.at_level(logging.WARNING, logger="guardrails"):

@@ -50,6 +50,7 @@ def main(model, folder, case):
         optim="sgd",
         log_completions=True,
         shuffle_dataset=False,
+        ddp_static_graph=True if case == "static graph" else None,
         peft=adapter,
     )
     rank = trainer.accelerator.process_index

@@ -1,10 +1,12 @@
 """A refinement on a real TRL trainer: what is refined and accepted, what is logged, what is left as it was."""
 
 import json
+import math
 
 import pytest
 import torch
 from peft import LoraConfig
+from refined_gradients import expected_gradient, run
 from tiny_trl import build_trainer, logged, same_weights, weights
 from transformers import TrainerCallback
 from trl import GRPOTrainer
@@ -15,6 +17,7 @@ from guardrails.refine import (
     Acceptance,
     Always,
     Degenerate,
+    Detector,
     FunctionRefiner,
     LowEntropy,
     ModelRefiner,
@@ -153,6 +156,47 @@ def test_detectors_are_told_of_truncation_and_entropy_where_the_host_knows(speak
     guarded(reused, Refinement(Recording(), 1.0, LowEntropy(1e9)))
     reused.train()
     assert logged(reused, PREFIX + "intervention_rate") == [1.0]  # one generation, two updates
+
+
+@pytest.mark.parametrize("kind", ["grpo", "rloo"])
+def test_of_completions_that_are_masked_as_truncated_the_entropy_is_not_known(speaking_model, tmp_path, kind):
+    seen = []
+
+    class Reading(Detector):
+        requires = frozenset({"truncated", "entropy"})
+
+        def detect(self, rows):
+            seen.extend(zip(rows.truncated, rows.entropy, strict=True))
+            return LowEntropy(1e9).detect(rows)
+
+    trainer = build_trainer(
+        speaking_model, tmp_path, kind=kind, num_iterations=2, mask_truncated_completions=True,
+        max_completion_length=2, per_device_train_batch_size=32, num_generations=8,
+    )  # fmt: skip
+    guarded(trainer, Refinement(Recording(), 1.0, Reading()))
+    trainer.train()
+    assert {cut for cut, _ in seen} == {True, False}
+    assert all(math.isnan(entropy) == cut for cut, entropy in seen)
+
+
+def test_a_step_of_several_generations_logs_its_own_loss_alone(speaking_model, tmp_path):
+    """Generations with and without corrections, two to a step: with, without; without, with."""
+    calls = iter([True, False, False, True])
+
+    class Sometimes(Recording):
+        def refine(self, prompts, completions):
+            return super().refine(prompts, completions) if next(calls) else [None] * len(completions)
+
+    trainer, _, batches = run(
+        speaking_model, tmp_path, refinement=Refinement(Sometimes(lambda text: "7 so"), 1.0, accept=ANY),
+        gradient_accumulation_steps=2, steps_per_generation=1, max_steps=2,
+    )  # fmt: skip
+    assert len(batches) == 4
+    means = []
+    for batch in (batches[0], batches[3]):
+        expected_gradient(trainer, [batch], [1.0], lambda prompt, completion: "7 so", copied=False)
+        means.append(pytest.approx(trainer.expected_loss, rel=1e-5))  # float32 sums
+    assert logged(trainer, PREFIX + "loss") == means
 
 
 def test_a_correction_that_spells_out_a_special_token_is_refused(speaking_model, tmp_path):
@@ -400,6 +444,8 @@ def test_hosts_that_cannot_be_served_are_refused_by_name(speaking_model, tmp_pat
         ("rollout_func", len, "rollout_func"),
         ("environment_factories", {None: len}, "environments"),
         ("loss_type", "new", "loss_type 'new'"),
+        ("use_liger_kernel", True, "Liger loss has no log-probabilities"),
+        ("max_completion_length", None, "max_completion_length is None"),
         ("processing_class", object(), "reads images"),
     ):
         trainer = build_trainer(speaking_model, tmp_path)

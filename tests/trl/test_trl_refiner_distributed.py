@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-CASES = ("all", "one rank", "reward", "reward on one rank", "reward fails on one rank", "lora", "accumulated")
+CASES = (
+    "all",
+    "one rank",
+    "reward",
+    "reward on one rank",
+    "reward fails on one rank",
+    "lora",
+    "accumulated",
+    "static graph",
+)
 
 
 @pytest.fixture(scope="module")
