@@ -23,7 +23,13 @@ from guardrails_sb3.safety_critic import horizon
 HostGuard = OnPolicyGuard | OffPolicyGuard | PopulationGuard
 
 
-def callback(model: BaseAlgorithm, guard: Guard, cost_critic: bool | Ensemble, steps: int | None) -> HostGuard:
+def callback(
+    model: BaseAlgorithm,
+    guard: Guard,
+    cost_critic: bool | Ensemble,
+    steps: int | None,
+    dual_interval: int | None = None,
+) -> HostGuard:
     """Return the callback that guards a host, with its critics.
 
     Args:
@@ -31,6 +37,7 @@ def callback(model: BaseAlgorithm, guard: Guard, cost_critic: bool | Ensemble, s
         guard: decides the multipliers.
         cost_critic: see `guardrails_sb3.wrap`.
         steps: of an episode, if the user has given them.
+        dual_interval: see `guardrails_sb3.wrap`.
 
     Raises:
         AttachError: if a safety critic is to be used and the horizon is not known, or the host's internals are not.
@@ -38,7 +45,7 @@ def callback(model: BaseAlgorithm, guard: Guard, cost_critic: bool | Ensemble, s
     settings = cost_critic if isinstance(cost_critic, Ensemble) else Ensemble()
     if isinstance(model, OffPolicyAlgorithm):
         learned = ReplayCritic(model, guard, settings, horizon(model, steps)) if guard.constraints else None
-        return OffPolicyGuard(model, guard, learned)
+        return OffPolicyGuard(model, guard, learned, dual_interval)
     if isinstance(model, OnPolicyAlgorithm):
         asked = isinstance(cost_critic, Ensemble) and bool(guard.constraints)
         critic = RolloutCritic(model, guard, settings, horizon(model, steps)) if asked else None
@@ -46,8 +53,8 @@ def callback(model: BaseAlgorithm, guard: Guard, cost_critic: bool | Ensemble, s
     return PopulationGuard(model, guard)
 
 
-def check(model: Any, guard: Any, cost_critic: Any) -> None:
-    """Raise AttachError unless ``model`` can be guarded by ``guard`` with such a critic."""
+def check(model: Any, guard: Any, cost_critic: Any, dual_interval: Any = None) -> None:
+    """Raise AttachError unless ``model`` can be guarded by ``guard`` with such a critic and such decisions."""
     name = type(model).__name__
     if not isinstance(model, BaseAlgorithm):
         raise AttachError(f"wrap takes a Stable-Baselines3 model such as PPO('MlpPolicy', env), not {name}.")
@@ -65,6 +72,7 @@ def check(model: Any, guard: Any, cost_critic: Any) -> None:
             f"This Guard has no Constraint, and its dial '{PENALTY}' scales nothing without. Give it a Constraint."
         )
     _check_critic(model, guard, cost_critic)
+    _check_interval(model, guard, dual_interval)
     if population and guard.action_sets:
         raise AttachError(
             f"{name} evaluates candidates that are not the model itself, so action sets would not reach them. Wrap its "
@@ -87,6 +95,18 @@ def _check_critic(model: BaseAlgorithm, guard: Guard, cost_critic: Any) -> None:
         )
     if seams.is_population(model) and isinstance(cost_critic, Ensemble):
         raise AttachError(f"{name} judges whole episodes and has no use for a safety critic. Leave cost_critic out.")
+
+
+def _check_interval(model: BaseAlgorithm, guard: Guard, interval: Any) -> None:
+    if interval is None:
+        return
+    if not isinstance(model, OffPolicyAlgorithm) or not guard.constraints:
+        raise AttachError(
+            "wrap: dual_interval counts the gradient steps of an off-policy algorithm that learns a safety critic for "
+            "its constraints, and there is none here. Leave it out: the guard then decides on episodes."
+        )
+    if not isinstance(interval, int) or isinstance(interval, bool) or interval < 1:
+        raise AttachError(f"wrap: dual_interval is {interval!r}; give a whole number of gradient steps, at least 1.")
 
 
 def _columns(model: BaseAlgorithm, guard: Guard) -> set[str]:

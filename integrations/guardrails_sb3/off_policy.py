@@ -1,7 +1,8 @@
 """Off-policy hosts (SAC, TQC, CrossQ, TD3, DDPG, DQN, QR-DQN): measured step by step, guarded by a safety critic.
 
-The guard decides whenever episodes have ended; what it decides acts in the host's networks, through
-`guardrails_sb3.replay_critic` and `guardrails_sb3.off_policy_seams`. The host's ``train`` is its own.
+The guard decides whenever episodes have ended, or on what the safety critic expects; what it decides acts in the
+host's networks, through `guardrails_sb3.replay_critic` and `guardrails_sb3.off_policy_seams`. The host's ``train`` is
+its own.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from guardrails import Guard, StateError
 from guardrails_sb3 import seams
 from guardrails_sb3.costs import Episodes, cost_reader
+from guardrails_sb3.critic_dual import CriticDual
 from guardrails_sb3.replay_critic import ReplayCritic
-from guardrails_sb3.telemetry import record
+from guardrails_sb3.telemetry import record, record_all
 from guardrails_sb3.trajectories import TRAJECTORY_COLUMNS, Trajectories
 
 logger = logging.getLogger(__name__)
 
-_CRITIC = "safety."
+_CRITIC, _DUAL = "safety.", "dual."
 
 
 class OffPolicyGuard(BaseCallback):
@@ -40,12 +42,18 @@ class OffPolicyGuard(BaseCallback):
         model: the host.
         guard: decides the multipliers.
         critic: learns the costs; None for a guard without constraints.
+        dual_interval: None, or gradient steps between decisions on what the critic itself expects; see `CriticDual`.
     """
 
     model: OffPolicyAlgorithm
 
-    def __init__(self, model: OffPolicyAlgorithm, guard: Guard, critic: ReplayCritic | None) -> None:
+    def __init__(
+        self, model: OffPolicyAlgorithm, guard: Guard, critic: ReplayCritic | None, dual_interval: int | None = None
+    ) -> None:
         super().__init__()
+        self._dual = None
+        if critic is not None and dual_interval is not None:
+            self._dual = CriticDual(guard, critic.host, dual_interval)
         self.guard, self.critic = guard, critic
         self._host = model
         self._names = [part.name for part in guard.constraints]
@@ -128,14 +136,28 @@ class OffPolicyGuard(BaseCallback):
         return actions.reshape(len(actions), -1)
 
     def _on_rollout_end(self) -> None:
-        if self._released or not self._episodes.ended:
+        if self._released:
             return
+        decision = None if self._dual is None else self._dual.decide()
+        if decision is not None:
+            record(self.logger, decision, {})
+        if self._episodes.ended:
+            self._judge_episodes()
+
+    def _judge_episodes(self) -> None:
         missed, metrics = (None, {}) if self.critic is None else self.critic.take()
         rollout = self._episodes.take(missed, **self._trajectories.take())
         if self._host.num_timesteps <= self._host.learning_starts:
             return
-        decision = self.guard.step(rollout)
-        record(self.logger, decision, metrics)
+        if self._dual is None:
+            record(self.logger, self.guard.step(rollout), metrics)
+            return
+        metrics |= {f"{name}/episode_cost": float(np.mean(rollout.cost(name))) for name in self._names}
+        judged = self._dual.judge(rollout)
+        if judged is None:
+            record_all(self.logger, metrics)
+        else:
+            record(self.logger, judged, metrics)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return what an exact resume needs besides the guard's state and the replay buffer."""
@@ -143,6 +165,8 @@ class OffPolicyGuard(BaseCallback):
         named |= {f"trajectories.{name}": steps for name, steps in self._trajectories.tensors().items()}
         if self.critic is not None:
             named |= {f"{_CRITIC}{name}": tensor for name, tensor in self.critic.tensors().items()}
+        if self._dual is not None:
+            named |= {f"{_DUAL}{name}": tensor for name, tensor in self._dual.tensors().items()}
         return named
 
     def load_tensors(self, tensors: Mapping[str, torch.Tensor], names: Sequence[str]) -> None:
@@ -167,5 +191,7 @@ class OffPolicyGuard(BaseCallback):
         running = tuple(tensors["episodes.lengths"].shape) == self._episodes.lengths.shape
         if self.critic is not None:
             self.critic.load_tensors(part(_CRITIC), running=running)
+        if self._dual is not None:
+            self._dual.load_tensors(part(_DUAL))
         if self._episodes.load_tensors(part("episodes.")):
             self._trajectories.load_tensors(part("trajectories."))

@@ -108,6 +108,10 @@ class HostCritic:
         part = self._guard.constraints[self.critic.index(constraint)]
         return float(part.bound * self._per_episode)
 
+    def per_episode(self, risks: Any) -> Any:
+        """Return risks in the unit of a limit per episode, d = h (1 - γ) T / (1 - γᵀ)."""
+        return risks / self._per_episode
+
     def scale(self, actions: Any) -> torch.Tensor:
         """Return actions of the environment as the critic has learned them: cut to their bounds, in [-1, 1]."""
         rows: torch.Tensor = torch.as_tensor(actions, device=self._model.device)
@@ -144,8 +148,7 @@ class HostCritic:
         terms = []
         for index in self.acting:
             part, unit = self._guard.constraints[index], float(self.units[index])
-            per_episode = risks[..., index] / self._per_episode
-            terms.append(unit * self._guard.penalty(part.name, per_episode))
+            terms.append(unit * self._guard.penalty(part.name, self.per_episode(risks[..., index])))
         return torch.stack(terms).sum(dim=0)
 
 

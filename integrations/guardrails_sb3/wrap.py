@@ -34,6 +34,7 @@ def wrap(
     horizon: int | None = None,
     resume: checkpoint.Target | None = None,
     ledger: str | pathlib.Path | bool = True,
+    dual_interval: int | None = None,
 ) -> M:
     """Guard ``model`` from its next ``learn`` on, and return that same object.
 
@@ -66,6 +67,9 @@ def wrap(
         ledger: where every decision is recorded during ``learn``. True is ``guardrails/ledger.jsonl`` in the
             folder the model logs to (``tensorboard_log`` or ``set_logger``), and nowhere if it logs to none;
             False is nowhere. A guard that records already goes on as it is.
+        dual_interval: off-policy, gradient steps from one decision to the next, on the cost that the safety critic
+            expects of replayed actions; gates still judge episodes. None decides on the costs of episodes that have
+            ended.
 
     Raises:
         AttachError: if the class is not supported, the model has no environment or is wrapped already,
@@ -83,9 +87,9 @@ def wrap(
             f"This {type(model).__name__} is wrapped already. Call unwrap(model) first, or give one Guard all "
             "constraints."
         )
-    hosts.check(model, guard, cost_critic)
+    hosts.check(model, guard, cost_critic, dual_interval)
     state = None if resume is None else checkpoint.read(resume)
-    callback = hosts.callback(model, guard, cost_critic, horizon)
+    callback = hosts.callback(model, guard, cost_critic, horizon, dual_interval)
     dials = Dials(model, guard)
     acting = SafeActing(model, guard, None if callback.critic is None else callback.critic.host.risk)
     acting.inform(callback.critic)

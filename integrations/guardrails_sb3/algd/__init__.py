@@ -5,6 +5,7 @@ and adds the score-matching loss; `make` puts both together with the paper's set
 """
 
 from guardrails_sb3.algd.policy import DiffusionPolicy
+from guardrails_sb3.algd.presets import make
 from guardrails_sb3.algd.schedules import DDPMSchedule, Schedule, VESchedule, ddpm_schedule, ve_schedule
 from guardrails_sb3.algd.score import ScoreMatching, energy, score_loss, score_target
 
@@ -16,6 +17,7 @@ __all__ = [
     "VESchedule",
     "ddpm_schedule",
     "energy",
+    "make",
     "score_loss",
     "score_target",
     "ve_schedule",

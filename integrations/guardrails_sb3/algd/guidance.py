@@ -74,7 +74,8 @@ class DiffusionSeams(ActorSeams):
         rewards_at = self._critic.at(observations)
         acting = bool(self._host_critic.acting)
         risks_at = self._host_critic.critic.risks_at(observations) if acting else None
-        energies, gradients = [], []
+        energies: list[torch.Tensor] = []
+        gradients: list[torch.Tensor] = []
         for actions in samples.unbind():
             actions = actions.requires_grad_()
             with torch.enable_grad():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from gymnasium import spaces
@@ -59,8 +59,9 @@ class ScoreNetwork(nn.Module):
             ``(n_rows, heads, n_actions)``.
         """
         first, *rest = self.layers
-        of_features, of_actions, of_steps = first.weight.split([self.n_features, self.n_actions, EMBEDDED], dim=1)
-        states = nn.functional.linear(features, of_features, first.bias)
+        sizes = [self.n_features, self.n_actions, EMBEDDED]
+        of_features, of_actions, of_steps = torch.split(cast(nn.Linear, first).weight, sizes, dim=1)
+        states = nn.functional.linear(features, of_features, cast(nn.Linear, first).bias)
         steps = nn.functional.linear(self.embedding.weight, of_steps)
         weight = of_actions.t()
 

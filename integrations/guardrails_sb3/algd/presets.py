@@ -1,0 +1,105 @@
+"""ALGD with the settings of its paper, by one call."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from stable_baselines3 import SAC
+
+from guardrails import Constraint, Guard
+from guardrails.constraint import CostFunction
+from guardrails.critic import Ensemble, critic_unit
+from guardrails.schedulers import AdamLogDual, Augmented, ConstraintScheduler
+from guardrails_sb3.algd.policy import DiffusionPolicy
+from guardrails_sb3.algd.schedules import Schedule
+from guardrails_sb3.safety_critic import horizon as episode_steps
+from guardrails_sb3.wrap import wrap
+
+_MEMBERS = 4
+
+
+def make(
+    env: Any,
+    *,
+    cost_limit: float,
+    discounted: bool = False,
+    cost: CostFunction | str | None = None,
+    sde: str | Schedule = "ve",
+    steps: int = 5,
+    penalty_coefficient: float = 1.0,
+    scheduler: ConstraintScheduler[Any] | None = None,
+    gradient_steps: int = 10,
+    dual_interval: int = 100,
+    horizon: int | None = None,
+    learning_rate: float = 3e-4,
+    gamma: float = 0.99,
+    **sac: Any,
+) -> SAC:
+    """Return a guarded SAC with a diffusion policy, set as in the paper on ALGD (arXiv 2602.02924).
+
+    Twin critics of 2 x 256; four cost critics of 2 x 256 with SiLU (the paper's 3 layers count the output), whose risk
+    is their mean and one standard deviation of a sample; a score network of 3 x 128; batches of 256, a replay buffer of
+    10⁶, 5,000 steps of warm-up, targets that follow by 0.005 at each second gradient step; Adam at 3e-4 throughout, for
+    ln λ as well, from λ = ln 2; ρ = 1, β = 1, 4 samples.
+
+    The constraint is named ``"cost"`` and counts violations in the unit of the discounted critic, so λ and ρ are the
+    paper's. λ moves at each ``dual_interval`` gradient steps n, as far as Adam would take it in n steps: by n times the
+    rate, with moments that fade by the n-th power.
+
+    Args:
+        env: as for SAC; its ``info`` has the cost of each step.
+        cost_limit: d ≥ 0, per episode, or h where ``discounted``.
+        discounted: the limit is on the discounted sum Σ γᵗ c_t, as the critic estimates it.
+        cost: see `Constraint`; None reads ``info["cost"]``.
+        sde: see `DiffusionPolicy`.
+        steps: K.
+        penalty_coefficient: ρ ≥ 0, in λ per discounted cost; 0 is the plain Lagrangian.
+        scheduler: moves the multiplier in place of Adam on ln λ, without the penalty unless it has one.
+        gradient_steps: per step of the environments.
+        dual_interval: gradient steps between decisions.
+        horizon: steps of an episode; default: the environments' time limit.
+        learning_rate: of all networks, and of ln λ.
+        gamma: discount of rewards and costs.
+        **sac: further arguments of SAC, such as ``seed`` and ``tensorboard_log``, or others in place of these.
+
+    Example:
+        >>> model = make(env, cost_limit=82.748, discounted=True)  # doctest: +SKIP
+        >>> model.learn(100_000)  # doctest: +SKIP
+    """
+    policy = {"sde": sde, "steps": steps, **sac.pop("policy_kwargs", {})}
+    # SAC counts the interval of its targets within one call of train, so an odd number of steps is taken two by two.
+    rounds = 1 if gradient_steps % 2 == 0 else 2
+    settings = {
+        "buffer_size": 1_000_000,
+        "learning_starts": 5_000,
+        "batch_size": 256,
+        "tau": 0.005,
+        "target_update_interval": 2,
+        "train_freq": rounds,
+        "gradient_steps": rounds * gradient_steps,
+        "ent_coef": 0.0,
+    }
+    model = SAC(DiffusionPolicy, env, learning_rate, gamma=gamma, policy_kwargs=policy, **settings | sac)
+    unit = critic_unit(episode_steps(model, horizon), gamma)
+    if scheduler is None:
+        scheduler = AdamLogDual(
+            learning_rate * dual_interval,
+            initial=math.log(2.0),
+            mean_smoothing=0.9**dual_interval,
+            square_smoothing=0.999**dual_interval,
+        )
+        if penalty_coefficient > 0.0:
+            scheduler = Augmented(scheduler, penalty_coefficient)
+    limit = cost_limit / unit if discounted else cost_limit
+    guard = Guard(Constraint("cost", limit=limit, cost=cost, scheduler=scheduler, scale=1.0 / unit))
+    critics = Ensemble(
+        _MEMBERS,
+        kappa=math.sqrt(_MEMBERS / (_MEMBERS - 1)),
+        hidden=(256, 256),
+        learning_rate=learning_rate,
+        tau=settings["tau"],
+        target_interval=2,
+        activation="silu",
+    )
+    return wrap(model, guard, cost_critic=critics, horizon=horizon, dual_interval=dual_interval)
