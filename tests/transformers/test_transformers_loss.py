@@ -161,9 +161,6 @@ def test_a_number_for_a_batch_counts_as_often_as_the_batch_has_rows(tmp_path):
 
 
 def test_a_function_with_fewer_rows_than_another_keeps_its_own_mean(tmp_path):
-    def labelled(outputs, inputs):
-        return positives(outputs, inputs)[inputs["labels"] == 0]
-
     def nothing(outputs, inputs):
         return positives(outputs, inputs)[:0]
 
@@ -184,6 +181,41 @@ def test_a_function_with_fewer_rows_than_another_keeps_its_own_mean(tmp_path):
     assert facts["positives"].cost == pytest.approx(expected.mean().item(), rel=1e-6)
     assert facts["nothing"].cost != facts["nothing"].cost
     assert facts["nothing"].multiplier == 1.0
+
+
+def labelled(outputs, inputs):
+    """Rows of one label alone."""
+    return positives(outputs, inputs)[inputs["labels"] == 0]
+
+
+def test_a_cost_with_rows_in_some_batches_weighs_by_batches_and_one_that_subtracts_its_limit_by_rows(tmp_path):
+    limit = 0.1
+
+    def beyond(outputs, inputs):
+        return (positives(outputs, inputs) - limit) * (inputs["labels"] == 0)
+
+    by_batch = Constraint("c", limit=limit, cost=labelled, scheduler=Fixed(1.0))
+    by_row = Constraint("c", limit=0.0, scale=limit, cost=beyond, scheduler=Fixed(1.0))
+    settings = {"gradient_accumulation_steps": 3}
+    plain, batches = gradients("classifier", tmp_path, **settings)
+    rows = [(batch["labels"] == 0).sum().item() for batch in batches]
+    assert len(set(rows)) > 1
+    sums = []
+    for batch in batches:
+        model = classifier().double()
+        inputs = {"features": batch["features"].double(), "labels": batch["labels"]}
+        labelled(model(**inputs), inputs).sum().backward()
+        sums.append({name: value.grad / limit for name, value in model.named_parameters()})
+    close(
+        gradients("classifier", tmp_path, by_batch, **settings)[0],
+        plain,
+        {name: sum(each[name] / n for each, n in zip(sums, rows, strict=True)) / 3 for name in plain},
+    )
+    close(
+        gradients("classifier", tmp_path, by_row, **settings)[0],
+        plain,
+        {name: sum(each[name] for each in sums) / 24 for name in plain},
+    )
 
 
 @pytest.mark.parametrize("broken", ["value", "gradient", "infinite"])

@@ -237,6 +237,15 @@ def test_detach_leaves_the_trainer_as_it_was(random_model, tmp_path, kind):
     GuardrailsCallback(trainer, guard).detach()
 
 
+def test_a_search_over_hyperparameters_is_refused(random_model, tmp_path):
+    trainer = build_trainer(random_model, tmp_path)
+    guard = Guard(Constraint("fillers", limit=0.1, cost=toy.fillers))
+    trainer.add_callback(GuardrailsCallback(trainer, guard))
+    with pytest.raises(AttachError, match="hyperparameter_search trains several models"):
+        trainer.train(trial={"learning_rate": 0.1})
+    assert guard.decision is None
+
+
 def test_detach_refuses_to_remove_what_somebody_else_wrapped(random_model, tmp_path):
     trainer = build_trainer(random_model, tmp_path)
     callback = guard_trainer(trainer)
