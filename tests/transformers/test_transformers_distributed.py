@@ -12,7 +12,26 @@ import pytest
 from guardrails.ledger import read
 from guardrails_trl import toy
 
-SCRIPT = str(Path(__file__).with_name("two_processes.py"))
+FOLDER = Path(__file__).parent
+
+
+def launch(script, n_processes, *arguments):
+    """Run a script of this folder on so many processes."""
+    command = [sys.executable]
+    if n_processes > 1:
+        # accelerate's launcher; its --cpu would leave the start of several processes to MPI, and without MPI start one.
+        command += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(n_processes)]
+        command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+        command += ["--main_process_port", "0"]
+    done = subprocess.run(
+        [*command, str(FOLDER / script), *map(str, arguments)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
 
 
 @pytest.fixture(scope="module")
@@ -20,19 +39,8 @@ def runs(tmp_path_factory):
     """What one process found, and what each of two did."""
     model = toy.build(tmp_path_factory.mktemp("model"), steps=20, layers=1, width=32)
     folders = [tmp_path_factory.mktemp(name) for name in ("one", "two")]
-    # accelerate's launcher; its --cpu would leave the start of several processes to MPI, and without MPI start one.
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    for command, folder in zip(([sys.executable], launch), folders, strict=True):
-        done = subprocess.run(
-            [*command, SCRIPT, model, str(folder)],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "ACCELERATE_USE_CPU": "true"},
-            capture_output=True,
-            text=True,
-            timeout=400,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-4000:]
+    for n_processes, folder in enumerate(folders, start=1):
+        launch("two_processes.py", n_processes, model, folder)
     one = json.loads((folders[0] / "rank0of1.json").read_text())
     two = [json.loads((folders[1] / f"rank{rank}of2.json").read_text()) for rank in (0, 1)]
     return one, two, folders[1]
@@ -94,3 +102,18 @@ def test_a_process_without_a_row_that_a_cost_counts_waits_for_nobody_and_nobody_
     assert counts.shape == (2, 8)
     assert ((counts == 0).any(axis=0) & (counts > 0).any(axis=0)).any()
     assert (counts == 0).all(axis=0).any()  # a step without any
+
+
+@pytest.mark.slow
+def test_processes_that_hold_parts_of_the_weights_decide_as_one_does_and_resume(tmp_path):
+    launch("sharded.py", 1, tmp_path / "one")
+    launch("sharded.py", 2, tmp_path / "two")
+    one = json.loads((tmp_path / "one" / "sharded0of1.json").read_text())
+    first, second = (json.loads((tmp_path / "two" / f"sharded{rank}of2.json").read_text()) for rank in (0, 1))
+    assert first == second
+    assert {run["kind"] for run in first.values()} == {"FSDP"}
+    assert first["resumed"] == first["whole"]
+    # Sums of single precision in another order.
+    assert first["whole"]["costs"] == pytest.approx(one["whole"]["costs"], rel=1e-4)
+    assert first["plain"]["losses"] == pytest.approx(one["plain"]["losses"], rel=1e-4)
+    assert first["whole"]["costs"][-1] < 0.05 < first["whole"]["costs"][0]
