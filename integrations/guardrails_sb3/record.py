@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
 
@@ -32,6 +33,13 @@ class Recorder(BaseCallback):
             self._ledger = self._guard.record(self._path, seed=self.model.seed)
         elif self._path and folder is not None:
             self._ledger = self._guard.record(Path(folder) / "guardrails" / "ledger.jsonl", seed=self.model.seed)
+
+    def on_step(self) -> bool:
+        """Do nothing, not even what the host's callbacks do at every step."""
+        return True
+
+    def update_locals(self, locals_: dict[str, Any]) -> None:
+        """Do nothing: no step is looked at."""
 
     def _on_step(self) -> bool:
         return True

@@ -32,6 +32,7 @@ class Memory:
     Attributes:
         fresh: ``(n_rows,)``, whether the next action is the first of its episode.
         changed: ``(n_rows, n_sets)``, what each set changed in the last step.
+        intervened: whether any of `changed` may be True.
         counts: ``(n_rows, n_sets + 1)``, steps of the running episodes on which it did, and on which any did.
         seen: the same of all rows and episodes together.
     """
@@ -41,6 +42,7 @@ class Memory:
     previous: Array
     fresh: BoolArray = field(init=False)
     changed: BoolArray = field(init=False)
+    intervened: bool = field(init=False, default=False)
     counts: Array = field(init=False)
     seen: list[int] = field(init=False)
 
@@ -74,6 +76,7 @@ class Enforcement:
             part.check(space)
         self.remembers = any(part.remembers for part in self.sets)
         self.keys = tuple(f"{INTERVENTIONS}/{part.name}" for part in self.sets)
+        self._untouched = dict.fromkeys((INTERVENTIONS, *self.keys), 0.0)
         self._moving = bool(any(part.turned for part in self.sets))
         self._widths = self.widths()
         self._decided: Any = None
@@ -106,19 +109,25 @@ class Enforcement:
         if self._moving and self.guard.decision is not self._decided:
             self.refresh()
         changed = memory.changed
+        if memory.intervened:
+            changed[:] = memory.intervened = False
         for index, part in enumerate(self.sets):
             if part.needs_environment and situation.call is None:
                 continue
             projected = part.project(actions, situation, self._widths[index])
             # Bytes are compared several times faster than numbers; where they differ the numbers decide.
             if projected is actions or projected.tobytes() == actions.tobytes():
-                changed[:, index] = False
                 continue
             differs = projected != actions
             changed[:, index] = differs if differs.ndim == 1 else differs.reshape(len(differs), -1).any(axis=1)
+            memory.intervened = True
             actions = projected
         # The sum is finite if all are, unless it overflows: one number to look at in place of many.
-        if self.bounds is not None and not math.isfinite(actions.sum()) and not np.isfinite(actions).all():
+        if (
+            self.bounds is not None
+            and not math.isfinite(np.add.reduce(actions, axis=None))
+            and not np.isfinite(actions).all()
+        ):
             raise RolloutError(f"The policy's action is not finite: {actions}. It has diverged; nothing was executed.")
         memory.previous = actions
         return actions
@@ -131,24 +140,30 @@ class Enforcement:
             dones: ``(n_rows,)``, whether that step ended its episode.
             infos: what the environments said of it.
         """
+        if memory.intervened:
+            self._count(memory, infos)
+        else:
+            for info in infos:
+                info.update(self._untouched)
         ended = []
-        steps = memory.changed.tolist()
-        keys = self.keys
-        for index, step in enumerate(steps):
-            info, total = infos[index], any(step)
-            info[INTERVENTIONS] = float(total)
-            for key, value in zip(keys, step, strict=True):
-                info[key] = float(value)
-            if total:
-                memory.counts[index] += [*step, True]
-                memory.seen = [before + now for before, now in zip(memory.seen, [*step, True], strict=True)]
-            if dones[index]:
+        for index, done in enumerate(dones.tolist()):
+            if done:
                 counts = memory.counts[index].tolist()
-                info[EPISODE] = dict(zip([*(part.name for part in self.sets), "total"], counts, strict=True))
+                infos[index][EPISODE] = dict(zip([*(part.name for part in self.sets), "total"], counts, strict=True))
                 ended.append(counts)
                 memory.counts[index] = 0
         memory.fresh = np.array(dones, dtype=bool)
         return ended
+
+    def _count(self, memory: Memory, infos: Sequence[dict[str, Any]]) -> None:
+        for index, step in enumerate(memory.changed.tolist()):
+            info, total = infos[index], any(step)
+            info[INTERVENTIONS] = float(total)
+            for key, value in zip(self.keys, step, strict=True):
+                info[key] = float(value)
+            if total:
+                memory.counts[index] += [*step, True]
+                memory.seen = [before + now for before, now in zip(memory.seen, [*step, True], strict=True)]
 
     def tensors(self, memory: Memory) -> dict[str, Array]:
         """Return what an exact resume of the running episodes needs."""

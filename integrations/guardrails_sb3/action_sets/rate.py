@@ -63,6 +63,6 @@ class RateLimit(SafeSet):
         """Return ``actions`` cut to within the largest change of those before."""
         change = widths["max_change"] if self._each is None else self._each.astype(actions.dtype)
         limited: Array = np.minimum(np.maximum(actions, situation.previous - change), situation.previous + change)
-        if situation.fresh.any():
+        if np.count_nonzero(situation.fresh):  # several times faster than any()
             limited = np.where(columns(situation.fresh, actions), actions, limited)
         return limited
