@@ -1,7 +1,7 @@
 """Time and memory of a GRPO step with an online refiner, against a step with KL and one without, measured alternately.
 
-    OMP_NUM_THREADS=1 python benchmarks/overhead_refiner.py            # time
-    OMP_NUM_THREADS=1 python benchmarks/overhead_refiner.py --memory   # peak memory
+    OMP_NUM_THREADS=1 python benchmarks/overhead_refiner.py            # time: results/overhead_refiner.md
+    OMP_NUM_THREADS=1 python benchmarks/overhead_refiner.py --memory   # peak memory: results/overhead_refiner_memory.md
 
 A Llama of 2 layers of 128 is taught, on the spot, to repeat a list of 16 to 40 words, with a filler word put in now
 and then, and, asked otherwise, to repeat one without its filler words: what a minimal correction is. 8 prompts with 8
@@ -19,9 +19,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import random
 import tempfile
 import time
+from importlib.metadata import version
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -38,6 +41,8 @@ from trl import GRPOConfig, GRPOTrainer
 from guardrails import Guard, Refinement
 from guardrails.refine import Acceptance, Always, Detector, ModelRefiner
 from guardrails_trl import GuardrailsCallback
+
+RESULTS = Path(__file__).parent / "results"
 
 WORDS = tuple(f"w{i}" for i in range(90))
 FILLERS = tuple(f"so{i}" for i in range(6))
@@ -207,8 +212,8 @@ def run(trainer: GRPOTrainer, clock: Clock) -> tuple[list[float], dict[str, list
     return np.diff(clock.begun)[1:].tolist(), {key: values[2:] for key, values in log.items()}
 
 
-def time_steps(rounds: int, steps: int) -> None:
-    """Print a step's time of each variant, the ratios, and the components."""
+def time_steps(rounds: int, steps: int) -> str:
+    """Print and return a step's time of each variant, the ratios, the components, and what copying ahead gains."""
     with tempfile.TemporaryDirectory() as folder:
         model = build(f"{folder}/model", steps=1200, layers=2, width=128)
         reference = LlamaForCausalLM.from_pretrained(model).eval()
@@ -224,37 +229,51 @@ def time_steps(rounds: int, steps: int) -> None:
                     for key, values in log.items():
                         parts[name].setdefault(key, []).extend(values)
             order = order[1:] + order[:1]
-        print("| step | processor time |\n|---|---|")
-        for name, values in seconds.items():
-            print(f"| {name} | {np.median(values) * 1e3:.0f} ms |")
-        print("\n| ratio | median | quartiles | promised |\n|---|---|---|---|")
-        for name, base, most in RATIOS:
-            ratios = np.array(seconds[name]) / np.array(seconds[base])
-            low, high = np.quantile(ratios, [0.25, 0.75])
-            print(f"| {name} / {base} | {np.median(ratios):.3f} | {low:.3f} to {high:.3f} | ≤ {most} |")
-        print("\n| component | " + " | ".join(name for name, _, _ in RATIOS) + " |\n|---|" + "---|" * len(RATIOS))
-        table: dict[str, list[str]] = {}
-        for name, base, _ in RATIOS:
-            log = {key: float(np.median(values)) for key, values in parts[name].items()}
-            rest = (np.median(seconds[name]) - np.median(seconds[base])) - log["seconds"]
-            table.setdefault("rows detected", []).append(f"{log['intervention_rate']:.0%}")
-            table.setdefault("rows changed", []).append(f"{log['change_rate']:.0%}")
-            for part in ("detect", "refine", "accept"):
-                table.setdefault(part, []).append(f"{log[f'seconds/{part}'] * 1e3:.1f} ms")
-            table.setdefault("tokens and loss", []).append(f"{rest * 1e3:.1f} ms")
-        for part, cells in table.items():
-            print(f"| {part} | " + " | ".join(cells) + " |")
-        _gain(model, reference, rounds)
+        tables = [_times(seconds), _ratios(seconds), _components(seconds, parts)]
+        for table in tables:
+            print(table, flush=True)
+        gain = _gain(model, reference, rounds)
+        print(gain)
+        return "\n".join([*tables, gain])
 
 
-def _gain(model: str, reference: LlamaForCausalLM, rounds: int) -> None:
-    """Print how much sooner copying ahead is done than generating."""
-    trainer, _ = make(model, "unused", "neither", 1, None)
-    draw = random.Random(2)
+def _times(seconds: dict[str, list[float]]) -> str:
+    lines = ["| step | processor time |", "|---|---|"]
+    lines += [f"| {name} | {np.median(values) * 1e3:.0f} ms |" for name, values in seconds.items()]
+    return "\n".join([*lines, ""])
+
+
+def _ratios(seconds: dict[str, list[float]]) -> str:
+    lines = ["| ratio | median | quartiles | promised |", "|---|---|---|---|"]
+    for name, base, most in RATIOS:
+        low, middle, high = np.quantile(np.array(seconds[name]) / np.array(seconds[base]), [0.25, 0.5, 0.75])
+        lines.append(f"| {name} / {base} | {middle:.3f} | {low:.3f} to {high:.3f} | ≤ {most} |")
+    return "\n".join([*lines, ""])
+
+
+def _components(seconds: dict[str, list[float]], parts: dict[str, dict[str, list[float]]]) -> str:
+    """Return what a step takes longer, by component; what the refiner logs is wall time."""
+    lines = ["| component | " + " | ".join(name for name, _, _ in RATIOS) + " |", "|---|" + "---|" * len(RATIOS)]
+    table: dict[str, list[str]] = {}
+    for name, base, _ in RATIOS:
+        log = {key: float(np.median(values)) for key, values in parts[name].items()}
+        rest = (np.median(seconds[name]) - np.median(seconds[base])) - log["seconds"]
+        table.setdefault("rows detected", []).append(f"{log['intervention_rate']:.0%}")
+        table.setdefault("rows changed", []).append(f"{log['change_rate']:.0%}")
+        for part in ("detect", "refine", "accept"):
+            table.setdefault(part, []).append(f"{log[f'seconds/{part}'] * 1e3:.1f} ms")
+        table.setdefault("tokens and loss", []).append(f"{rest * 1e3:.1f} ms")
+    lines += [f"| {part} | " + " | ".join(cells) + " |" for part, cells in table.items()]
+    return "\n".join([*lines, ""])
+
+
+def _gain(model: str, reference: LlamaForCausalLM, rounds: int) -> str:
+    """Return how much sooner copying ahead is done than generating."""
+    words, draw = PreTrainedTokenizerFast.from_pretrained(model), random.Random(2)
     lists = [draw.sample(WORDS, draw.randint(SHORTEST, LONGEST)) for _ in range(64)]
-    print("\n| 64 corrections | copying ahead | generating | gain |\n|---|---|---|---|")
+    lines = ["| 64 corrections | copying ahead | generating | gain |", "|---|---|---|---|"]
     cases = {
-        f"{share:.0%} filler words": [" ".join(with_fillers(words, draw, share)) for words in lists]
+        f"{share:.0%} filler words": [" ".join(with_fillers(said, draw, share)) for said in lists]
         for share in (0.0, 0.02, 0.1)
     }
     cases["filler words alone"] = [" ".join(draw.choices(FILLERS, k=LIMIT - 1)) for _ in lists]
@@ -263,15 +282,16 @@ def _gain(model: str, reference: LlamaForCausalLM, rounds: int) -> None:
         texts = {}
         for _ in range(rounds):
             for kind, generation in (("ahead", None), ("generate", {"do_sample": False})):
-                refiner = ModelRefiner(reference, prompt=ASK, generation=generation, tokenizer=trainer.processing_class)
-                refiner.attach(_Alone(trainer.processing_class))
+                refiner = ModelRefiner(reference, prompt=ASK, generation=generation)
+                refiner.attach(_Alone(words))
                 begun = time.process_time()
                 texts[kind] = refiner.refine(["say :"] * len(said), said)
                 times[kind].append(time.process_time() - begun)
         if texts["ahead"] != texts["generate"]:
             raise SystemExit("Copying ahead wrote something else than generating.")
         ahead, generate = (float(np.median(values)) for values in times.values())
-        print(f"| {label} | {ahead * 1e3:.0f} ms | {generate * 1e3:.0f} ms | {generate / ahead:.1f} × |")
+        lines.append(f"| {label} | {ahead * 1e3:.0f} ms | {generate * 1e3:.0f} ms | {generate / ahead:.1f} × |")
+    return "\n".join([*lines, ""])
 
 
 class _Alone:
@@ -307,9 +327,9 @@ class Peak(TrainerCallback):
             self.bytes = int(np.cumsum([change for _, change in changes]).max())
 
 
-def memory() -> None:
-    """Print the peak memory of each variant, and its ratio to KL."""
-    print("| peak memory | one micro-batch | of KL | two micro-batches | of KL |\n|---|---|---|---|---|")
+def memory() -> str:
+    """Print and return the peak memory of each variant, and its ratio to KL."""
+    lines = ["| peak memory | one micro-batch | of KL | two micro-batches | of KL |", "|---|---|---|---|---|"]
     base: dict[int, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         model = build(f"{folder}/model", steps=0, layers=4, width=512)
@@ -319,7 +339,9 @@ def memory() -> None:
                 size = peak(name, model, folder, batches)
                 base.setdefault(batches, size)
                 cells.append(f"{size / 2**20:.0f} MB | {size / base[batches]:.3f}")
-            print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+            print(lines[-1], flush=True)
+    return "\n".join([*lines, ""])
 
 
 def peak(name: str, model: str, folder: str, batches: int) -> int:
@@ -345,9 +367,13 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.memory:
-        memory()
+        text, command, file = memory(), "overhead_refiner.py --memory", "overhead_refiner_memory.md"
     else:
-        time_steps(options.rounds, options.steps)
+        text, command, file = time_steps(options.rounds, options.steps), "overhead_refiner.py", "overhead_refiner.md"
+        command += f" --rounds {options.rounds} --steps {options.steps}"
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl"))
+    head = f"`OMP_NUM_THREADS=1 python benchmarks/{command}`; Python {platform.python_version()}, {versions}."
+    (RESULTS / file).write_text(f"{head}\n\n{text}", encoding="utf-8")
 
 
 if __name__ == "__main__":
