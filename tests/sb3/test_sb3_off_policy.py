@@ -9,10 +9,10 @@ from sb3_envs import Drift, callback_of, learn, parameters, same, vec
 from sb3_hosts import ACTORS, GREEDY, guarded, host
 from stable_baselines3 import DDPG, DQN, SAC, TD3
 
-from guardrails import AttachError, Constraint, Dial, Gate, Guard, Require
+from guardrails import AttachError, Constraint, Dial, Gate, Guard, Require, Rollout
 from guardrails.competence import ActionVariance, CriticCalibration, RewardLevel
 from guardrails.critic import critic_unit
-from guardrails.schedulers import AugmentedLagrangian, Fixed
+from guardrails.schedulers import BUILTIN, PID, WRAPPERS, AugmentedLagrangian, Fixed
 from guardrails_sb3 import safety_critic, wrap
 
 
@@ -24,6 +24,8 @@ def psi(kind, risks, limit, scale, unit):
     lam, rho = 0.3, 2.0 / (scale * unit)
     return (np.maximum(0.0, lam + rho * beyond) ** 2 - lam**2) / (2.0 * rho)
 
+
+FURTHER = {"cap": {"maximum": 3.0}, "rate_limit": {"max_change": 0.2}, "warmup": {"updates": 2}}
 
 SCHEDULERS = {
     "fixed": lambda: Fixed(0.7),
@@ -69,6 +71,29 @@ def _tell(compare, observations, actions, output):
     if actions.requires_grad:
         compare(observations, actions, output)
     return output
+
+
+@pytest.mark.parametrize("name", [*BUILTIN, *WRAPPERS])
+def test_every_scheduler_of_the_core_weighs_the_critics_cost_by_its_multiplier(name):
+    inner = PID(kp=0.5)
+    scheduler = BUILTIN[name]() if name in BUILTIN else WRAPPERS[name](inner, **FURTHER.get(name, {}))
+    model = guarded(host(SAC, gamma=0.95), Constraint("cost", limit=2.0, scheduler=scheduler, scale=4.0))
+    guard, own = callback_of(model).guard, safety_critic(model)
+    for _ in range(6):
+        guard.step(Rollout(rewards=[0.0, 0.0], costs={"cost": [5.0, 7.0]}))
+    multiplier = guard.multipliers["cost"]
+    assert multiplier > 0.0
+    at_limit = torch.full((1, 1), own.limit(), dtype=torch.float64)
+    slopes = []
+    for risk in (0.5 * at_limit, at_limit, 3.0 * at_limit):
+        risk.requires_grad_()
+        own.penalty(risk).sum().backward()
+        slopes.append(risk.grad.item())
+    if "augmented" in name:  # λ + ρ v, with ρ per violation scale: the slope grows by ρ (2 * 2.0) / 4.0 from d to 3 d
+        assert slopes[2] - slopes[1] == pytest.approx(4.0 / 4.0)
+        assert slopes[1] > slopes[0]
+    else:
+        assert slopes == pytest.approx([multiplier] * 3)
 
 
 @pytest.mark.parametrize("kind", GREEDY)
