@@ -9,11 +9,13 @@ to what is safe; see `guardrails_sb3.action_sets`.
 
 from guardrails_sb3.action_sets import ActionBox, ActionMask, CriticShield, Projection, RateLimit, SafeActions
 from guardrails_sb3.evaluate import Estimate, Evaluation, evaluate_guarded
+from guardrails_sb3.meters import CostMeters
 from guardrails_sb3.wrap import safety_critic, unwrap, wrap
 
 __all__ = [
     "ActionBox",
     "ActionMask",
+    "CostMeters",
     "CriticShield",
     "Estimate",
     "Evaluation",
