@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 
-def test_two_processes_agree_and_each_trains_on_its_own_rows(random_model, tmp_path):
-    script = Path(__file__).with_name("two_processes.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+def launch(name, *arguments):
+    """Run a script of this folder on two processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
-        [*command, random_model, str(tmp_path)],
+        [*command, str(Path(__file__).with_name(name)), *map(str, arguments)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -21,6 +21,10 @@ def test_two_processes_agree_and_each_trains_on_its_own_rows(random_model, tmp_p
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_two_processes_agree_and_each_trains_on_its_own_rows(random_model, tmp_path):
+    launch("two_processes.py", random_model, tmp_path)
     ranks = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
 
     assert ranks[0]["multipliers"] == ranks[1]["multipliers"]
@@ -37,3 +41,21 @@ def test_two_processes_agree_and_each_trains_on_its_own_rows(random_model, tmp_p
     assert ranks[0]["guarded"] != ranks[1]["guarded"]
     saved = json.loads((tmp_path / "checkpoint-1" / "guardrails.json").read_text())
     assert {name: entry["multiplier"] for name, entry in saved["constraints"].items()} == ranks[0]["multipliers"]
+
+
+def test_two_processes_that_rank_pairs_decide_on_the_costs_of_both(random_model, tmp_path):
+    launch("pairs_processes.py", random_model, tmp_path)
+    first, second = (json.loads((tmp_path / f"pairs{rank}.json").read_text()) for rank in (0, 1))
+    for key in ("decided", "state", "traffic"):
+        assert first[key] == second[key]
+    assert first["measured"] != second["measured"]
+    for step, rows in enumerate(first["decided"]):
+        batches = [batch for rank in (first, second) for batch in rank["measured"][2 * step : 2 * step + 2]]
+        assert rows == [cost for batch in batches for cost in batch]
+        assert len(rows) == 2 * 2 * 4
+    # One gather per step, and one more in the first, which asks how many rows there are: a header of four numbers,
+    # then rewards and costs of eight completions.
+    assert first["traffic"] == [4, 8 * 2 * (4 + 3 * (4 + 16))]
+    assert first["records"]
+    assert not second["records"]
+    assert json.loads((tmp_path / "checkpoint-3" / "guardrails.json").read_text()) == first["state"]
