@@ -119,7 +119,9 @@ def test_a_training_after_one_that_failed_goes_on_with_what_is_in_force(tmp_path
     assert guard.decision.step == 2 + 4
 
 
-def test_a_search_over_hyperparameters_is_refused(tmp_path):
+def test_a_search_over_hyperparameters_is_refused(tmp_path, monkeypatch):
+    # The host takes a trial for one where it could have been asked for it, whatever is installed.
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_wandb_available", lambda: True)
     trainer = build(classifier(), tmp_path, Rows(64))
     guard = Guard(Constraint("c", limit=0.1, cost=positives))
     trainer.add_callback(GuardrailsCallback(trainer, guard))
