@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from torch import nn
 
-ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {"relu": torch.relu, "silu": nn.functional.silu}
-"""What may stand between layers, by name."""
+from guardrails.critic.held import ACTIVATIONS, HeldEnsemble, affine
 
 
 class EnsembleMLP(nn.Module):
@@ -22,7 +21,7 @@ class EnsembleMLP(nn.Module):
         n_inputs: width of the input.
         n_outputs: width of the output.
         hidden: widths of the hidden layers, at least one.
-        activation: what stands between layers, one of `ACTIVATIONS`.
+        activation: what stands between layers, ``"relu"`` or ``"silu"``.
     """
 
     def __init__(
@@ -31,7 +30,7 @@ class EnsembleMLP(nn.Module):
         super().__init__()
         sizes = [n_inputs, *hidden, n_outputs]
         self.members = members
-        self._activate = ACTIVATIONS[activation]
+        self.activation = activation
         self.weights = nn.ParameterList(
             torch.empty(members, n_in, n_out).uniform_(-(n_in**-0.5), n_in**-0.5) for n_in, n_out in pairwise(sizes)
         )
@@ -46,45 +45,20 @@ class EnsembleMLP(nn.Module):
             inputs: ``(n_rows, n_inputs)``, the same for all members.
             frozen: let gradients pass to the inputs only, at half the work of the backward pass.
         """
-        weights, biases = self._layers(frozen)
-        spread = inputs.unsqueeze(0).expand(self.members, -1, -1)
-        return self._above(torch.baddbmm(biases[0], spread, weights[0]), weights, biases)
+        hidden = inputs.unsqueeze(0).expand(self.members, -1, -1)
+        last = len(self.weights) - 1
+        for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            if frozen:
+                weight, bias = weight.detach(), bias.detach()
+            hidden = affine(hidden, weight, bias)
+            if index < last:
+                hidden = ACTIVATIONS[self.activation].smooth(hidden)
+        return hidden
 
-    def at(self, leading: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    def at(self, leading: torch.Tensor) -> HeldEnsemble:
         """Return the frozen ensemble as a function of its last inputs, with the first ones held at ``leading``.
-
-        What the held inputs add to the first layer is computed once, however often the function is called, and
-        the backward pass stops at the others.
 
         Args:
             leading: ``(n_rows, n_leading)``; no gradient reaches them.
-
-        Returns:
-            A function from ``(n_rows, n_inputs - n_leading)`` to ``(members, n_rows, n_outputs)``.
         """
-        weights, biases = self._layers(True)
-        n_leading = leading.shape[1]
-        spread = leading.detach().unsqueeze(0).expand(self.members, -1, -1)
-        held = torch.baddbmm(biases[0], spread, weights[0][:, :n_leading])
-        weight = weights[0][:, n_leading:]
-
-        def outputs(inputs: torch.Tensor) -> torch.Tensor:
-            first = torch.baddbmm(held, inputs.unsqueeze(0).expand(self.members, -1, -1), weight)
-            return self._above(first, weights, biases)
-
-        return outputs
-
-    def _layers(self, frozen: bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        weights, biases = list(self.weights), list(self.biases)
-        return (
-            ([each.detach() for each in weights], [each.detach() for each in biases]) if frozen else (weights, biases)
-        )
-
-    def _above(
-        self, first: torch.Tensor, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor]
-    ) -> torch.Tensor:
-        """Return what the layers above the first one make of its output."""
-        hidden = first
-        for weight, bias in zip(weights[1:], biases[1:], strict=True):
-            hidden = torch.baddbmm(bias, self._activate(hidden), weight)
-        return hidden
+        return HeldEnsemble(list(self.weights), list(self.biases), self.activation, leading)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from guardrails.critic.ensemble import Ensemble
+from guardrails.critic.held import HeldEnsemble
 from guardrails.critic.networks import EnsembleMLP
 from guardrails.critic.state import load_named, named
 from guardrails.errors import ConfigurationError
@@ -165,15 +166,29 @@ class SafetyCritic:
     def risks_at(self, observations: Observations) -> Callable[[torch.Tensor], torch.Tensor]:
         """Return `risks` as a function of continuous actions, for several of them at the same observations.
 
-        What the observations add to the first layer is computed once.
+        What the observations add to the first layer is computed once; gradients reach the actions alone, once.
+
+        Args:
+            observations: as the host's networks take them.
+        """
+        outputs_at = self.at(observations)
+        return lambda actions: self.risks_of(outputs_at(actions))
+
+    def at(self, observations: Observations) -> HeldEnsemble:
+        """Return the members' outputs as a function of continuous actions, in the constraints' units.
+
+        `risks_of` makes risks of them.
 
         Args:
             observations: as the host's networks take them.
         """
         with torch.no_grad(), self._encoding():
             features = self.network.encoder(observations)
-        outputs_at = self.network.perceptrons.at(features)
-        return lambda actions: self.combine(outputs_at(actions) * self._units)
+        return self.network.perceptrons.at(features)
+
+    def risks_of(self, outputs: torch.Tensor) -> torch.Tensor:
+        """Return Q̄_c + κ σ, ``(n_rows, n_costs)``, of what `at` returned."""
+        return self.combine(outputs * self._units)
 
     def index(self, cost: str | None) -> int:
         """Return the column of a constraint."""

@@ -14,6 +14,9 @@ from guardrails_sb3.algd.score import energy, score_loss, score_target
 from guardrails_sb3.off_policy_seams import ActorSeams, Learn
 from guardrails_sb3.safety_critic import HostCritic
 
+_NEGLIGIBLE = 1e-9
+"""Weight below which a sample adds nothing to its target in single precision."""
+
 
 class DiffusionSeams(ActorSeams):
     """SAC with a `DiffusionPolicy`: its score network learns the slope of the energy at the points it visits.
@@ -69,20 +72,27 @@ class DiffusionSeams(ActorSeams):
     def _slopes(self, observations: Any, samples: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return energies ``(N, n_rows)`` and their gradients by the actions ``(N, n_rows, n_actions)``.
 
-        One sample of every row at a time: what a layer puts out then stays in the processor's cache.
+        Gradients that the target would weigh by less than single precision resolves are left at 0, and not computed.
         """
-        rewards_at = self._critic.at(observations)
-        acting = bool(self._host_critic.acting)
-        risks_at = self._host_critic.critic.risks_at(observations) if acting else None
-        energies: list[torch.Tensor] = []
-        gradients: list[torch.Tensor] = []
-        for actions in samples.unbind():
-            actions = actions.requires_grad_()
-            with torch.enable_grad():
-                penalty = None if risks_at is None else self._host_critic.penalty(risks_at(actions))
-                energies.append(energy(rewards_at(actions).squeeze(-1), penalty))
-                gradients += torch.autograd.grad(energies[-1].sum(), actions)
-        return torch.stack(energies).detach(), torch.stack(gradients)
+        host, asked = self._host_critic, [self._critic.at(observations)]
+        if host.acting:
+            asked.append(host.critic.at(observations))
+        # One sample of every row at a time: what a layer puts out then stays in the processor's cache.
+        evaluations = [[held.evaluate(actions) for held in asked] for actions in samples.unbind()]
+        outputs = [torch.stack([each.outputs for each in kind], dim=1) for kind in zip(*evaluations, strict=True)]
+        flat = [each.flatten(1, 2).requires_grad_() for each in outputs]
+        with torch.enable_grad():
+            penalty = host.penalty(host.critic.risks_of(flat[1])) if len(flat) > 1 else None
+            energies = energy(flat[0].squeeze(-1), penalty)
+            slopes = torch.autograd.grad(energies.sum(), flat)
+        energies = energies.detach().view(samples.shape[:2])
+        counts = torch.softmax(energies / -self._settings.beta, dim=0) > _NEGLIGIBLE
+        parts = [each.view(like.shape) * counts.unsqueeze(-1) for each, like in zip(slopes, outputs, strict=True)]
+        gradients = [
+            sum(one.gradient(part[:, index]) for one, part in zip(several, parts, strict=True))
+            for index, several in enumerate(evaluations)
+        ]
+        return energies, torch.stack(gradients)
 
     def take_metrics(self) -> dict[str, float]:
         """Return the mean score loss of the gradient steps since the last call."""

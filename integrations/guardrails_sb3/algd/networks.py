@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from gymnasium import spaces
@@ -11,6 +11,7 @@ from stable_baselines3.common.policies import BaseModel
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import nn
 
+from guardrails.critic.held import HeldEnsemble
 from guardrails.critic.networks import EnsembleMLP
 
 EMBEDDED = 16
@@ -44,7 +45,9 @@ class ScoreNetwork(nn.Module):
         self.n_features, self.n_actions, self.heads = n_features, n_actions, heads
         self.embedding = nn.Embedding(steps, EMBEDDED)
         sizes = [n_features + n_actions + EMBEDDED, *hidden]
-        self.layers = nn.ModuleList(nn.Linear(n_in, n_out) for n_in, n_out in zip(sizes, hidden, strict=False))
+        self.layers: Sequence[nn.Linear] = nn.ModuleList(  # type: ignore[assignment]
+            nn.Linear(n_in, n_out) for n_in, n_out in zip(sizes, hidden, strict=False)
+        )
         self.activation = activation()
         self.head = nn.Linear(sizes[-1], heads * n_actions)
 
@@ -58,18 +61,19 @@ class ScoreNetwork(nn.Module):
             A function of ``(n_rows, n_actions)`` and a step, or ``(n_rows,)`` steps; its outputs are
             ``(n_rows, heads, n_actions)``.
         """
-        first, *rest = self.layers
-        sizes = [self.n_features, self.n_actions, EMBEDDED]
-        of_features, of_actions, of_steps = torch.split(cast(nn.Linear, first).weight, sizes, dim=1)
-        states = nn.functional.linear(features, of_features, cast(nn.Linear, first).bias)
+        of_features, of_actions, of_steps = torch.split(
+            self.layers[0].weight, [self.n_features, self.n_actions, EMBEDDED], dim=1
+        )
+        states = nn.functional.linear(features, of_features, self.layers[0].bias)
         steps = nn.functional.linear(self.embedding.weight, of_steps)
-        weight = of_actions.t()
+        turned, activation, head = of_actions.t(), self.activation, self.head
+        above = [(layer.weight, layer.bias) for layer in self.layers[1:]]
 
         def outputs(actions: torch.Tensor, t: int | torch.Tensor) -> torch.Tensor:
-            hidden = self.activation(torch.addmm(states + steps[t], actions, weight))
-            for layer in rest:
-                hidden = self.activation(layer(hidden))
-            scores: torch.Tensor = self.head(hidden)
+            hidden = activation(torch.addmm(states + steps[t], actions, turned))
+            for weight, bias in above:
+                hidden = activation(nn.functional.linear(hidden, weight, bias))
+            scores = nn.functional.linear(hidden, head.weight, head.bias)
             return scores.view(-1, self.heads, self.n_actions)
 
         return outputs
@@ -125,7 +129,7 @@ class TwinCritic(BaseModel):
         """Return Q_1(s, a), ``(n_rows, 1)``."""
         return self.forward(obs, actions)[0]
 
-    def at(self, obs: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    def at(self, obs: Any) -> HeldEnsemble:
         """Return Q, ``(n_critics, n_rows, 1)``, as a function of the actions alone; gradients reach nothing else."""
         with torch.no_grad():
             features = self.extract_features(obs, self.features_extractor)
