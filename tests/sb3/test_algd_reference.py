@@ -1,21 +1,38 @@
 """ALGD part by part against `algd_reference`, which is numpy, float64 and derived by hand."""
 
+import copy
 import math
 from itertools import pairwise
 
+import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from algd_reference import (
+    DDPM,
     MLP,
+    cost_targets,
     energy,
     evaluate,
+    multipliers,
     penalty,
     relu,
+    reward_targets,
+    risk,
     score_target,
     silu,
     ve_sigmas,
     ve_step,
 )
+from sb3_envs import callback_of
+from stable_baselines3 import SAC
+from stable_baselines3.common.callbacks import BaseCallback
+
+from guardrails import Constraint, Guard
+from guardrails.critic import Ensemble, critic_unit
+from guardrails.schedulers import AdamLogDual, Augmented
+from guardrails_sb3 import algd, safety_critic, wrap
+from guardrails_sb3.algd import DiffusionPolicy
 
 LIMIT, MULTIPLIER, RHO = 0.3, 0.7, 2.5
 
@@ -87,3 +104,314 @@ def test_the_reverse_steps_of_the_reference_draw_from_the_distribution_whose_sco
         latents = ve_step(latents, -latents / (own**2 + sigmas[t] ** 2), sigmas, t, draw.normal(size=20_000))
     # four standard errors of a variance, √(2/n), and a step bias of the order Δσ²
     assert latents.var() == pytest.approx(own**2, rel=4 * math.sqrt(2 / 20_000) + 0.02)
+
+
+# The package against the reference: what stands alone, in float64.
+
+
+def of_tensor(value):
+    return value.detach().double().numpy()
+
+
+def test_the_score_target_is_the_references():
+    draw = np.random.default_rng(1)
+    energies, gradients = 3.0 * draw.normal(size=(4, 32)), draw.normal(size=(4, 32, 3))
+    found = algd.score_target(torch.from_numpy(energies), torch.from_numpy(gradients), 0.7)
+    np.testing.assert_allclose(found.numpy(), score_target(energies, gradients, 0.7), rtol=1e-12)
+
+
+def test_a_reverse_step_of_the_variance_exploding_diffusion_is_the_references():
+    draw = np.random.default_rng(2)
+    latents, scores, noise = draw.normal(size=(3, 32, 2))
+    schedule = algd.ve_schedule(5)
+    for t in range(5):
+        found = schedule.reverse_step(*map(torch.from_numpy, (latents, scores[:, None])), t, torch.from_numpy(noise))
+        np.testing.assert_allclose(found.numpy(), ve_step(latents, scores, ve_sigmas(5), t, noise), rtol=1e-12)
+        mean = schedule.reverse_step(*map(torch.from_numpy, (latents, scores[:, None])), t, None)
+        np.testing.assert_allclose(mean.numpy(), ve_step(latents, scores, ve_sigmas(5), t, 0.0), rtol=1e-12)
+    assert schedule.start == ve_sigmas(5)[-1]
+    np.testing.assert_allclose(schedule.spreads, ve_sigmas(5), rtol=1e-12)
+
+
+def test_a_reverse_step_of_the_denoising_diffusion_is_the_references():
+    draw = np.random.default_rng(3)
+    latents, scores, expected, noise = draw.normal(size=(4, 32, 2))
+    schedule, process = algd.ddpm_schedule(5), DDPM(5)
+    outputs = torch.from_numpy(np.stack([scores, expected], axis=1))
+    for t in range(5):
+        found = schedule.reverse_step(torch.from_numpy(latents), outputs, t, torch.from_numpy(noise))
+        # the length of φ is kept from 0 by 1e-8, a shift of 0.05 · 1e-8 / ‖φ‖
+        np.testing.assert_allclose(found.numpy(), process.step(latents, scores, expected, t, noise), atol=1e-7)
+    np.testing.assert_allclose(schedule.spreads, np.sqrt(1.0 - process.bars), rtol=1e-12)
+
+
+@pytest.mark.parametrize("rho", [0.0, RHO])
+def test_the_multiplier_moves_as_adam_on_its_logarithm_does(rho):
+    violations = 20.0 * np.random.default_rng(4).normal(size=200) + 5.0
+    scheduler = AdamLogDual(3e-2, initial=math.log(2.0))
+    scheduler = Augmented(scheduler, rho) if rho else scheduler
+    state, found, effective = scheduler.init(), [], []
+    for violation in violations:
+        before = state.inner.multiplier if rho else 0.0
+        state, strength = scheduler.update(state, float(violation))
+        found.append(state.inner.multiplier if rho else strength)
+        effective.append((strength, penalty(np.array(violation), before, rho)[1]))
+    np.testing.assert_allclose(found, multipliers(violations, initial=math.log(2.0), rate=3e-2), rtol=1e-9)
+    if rho:
+        np.testing.assert_allclose(*zip(*effective, strict=True), rtol=1e-9)
+
+
+# The package inside a SAC that trains. Rewards, costs and ends are functions of the step, so they can be told anew.
+
+
+class Plain(gym.Env):
+    """A point that actions push about; falling off the edge ends an episode, and 25 steps truncate it."""
+
+    observation_space = gym.spaces.Box(-10.0, 10.0, (3,), np.float32)
+    action_space = gym.spaces.Box(-2.0, 2.0, (2,), np.float32)
+    START = 9.0
+
+    @staticmethod
+    def reward(observations, actions):
+        return observations[..., 0] - np.square(actions).sum(axis=-1)
+
+    @staticmethod
+    def cost(observations, actions):
+        return np.abs(observations[..., 1]) + np.abs(actions[..., 0])
+
+    @staticmethod
+    def fallen(observations):
+        return observations[..., 0] > 1.2
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self._place, self._steps = np.zeros(2), 0
+        return np.array([0.0, 0.0, self.START], np.float32), {}
+
+    def step(self, action):
+        before = np.array([*self._place, self.START if self._steps == 0 else 0.0], np.float32)
+        scaled = np.asarray(action, np.float32) / 2.0
+        self._place = 0.9 * self._place + 0.5 * scaled + 0.05 * self.np_random.normal(size=2)
+        self._steps += 1
+        after = np.array([*self._place, 0.0], np.float32)
+        info = {"cost": float(self.cost(before, scaled))}
+        return after, float(self.reward(before, scaled)), bool(self.fallen(after)), self._steps == 25, info
+
+
+STEPS, DUAL = 120, 8
+HORIZON, GAMMA = 25, 0.97
+
+
+def diffused(rho, sde="ve", **settings):
+    """Return a small guarded SAC whose constraint counts in the unit of the critic, as the paper's does."""
+    unit = critic_unit(HORIZON, GAMMA)
+    dual = AdamLogDual(3e-2, initial=MULTIPLIER)
+    constraint = Constraint(
+        "cost",
+        limit=LIMIT / unit,
+        scheduler=Augmented(dual, rho) if rho else dual,
+        scale=settings.pop("scale", 1.0) / unit,
+    )
+    policy = {"sde": sde, "net_arch": {"pi": [32, 32], "qf": [24, 24]}}
+    sac = {"learning_starts": 100, "batch_size": 64, "gamma": GAMMA, "seed": 0, "device": "cpu", "ent_coef": 0.0}
+    model = SAC(DiffusionPolicy, Plain(), policy_kwargs=policy, **sac | settings)
+    critics = Ensemble(hidden=(24, 24), activation="silu", learning_rate=1e-3)
+    return wrap(model, Guard(constraint), cost_critic=critics, horizon=HORIZON, dual_interval=DUAL)
+
+
+def networks(ensemble, activation, unit=1.0):
+    """Return the members of a batched ensemble as perceptrons of the reference."""
+    weights, biases = ([of_tensor(each) for each in kind] for kind in (ensemble.weights, ensemble.biases))
+    scale = [1.0] * (len(weights) - 1) + [unit]
+    return [
+        MLP([(w[m] * s, b[m, 0] * s) for w, b, s in zip(weights, biases, scale, strict=True)], activation)
+        for m in range(ensemble.members)
+    ]
+
+
+def judges(model):
+    """Return the critics of rewards and of costs as they are now."""
+    critic = safety_critic(model).critic
+    unit = float(safety_critic(model).units[0])
+    return networks(model.critic.q_networks, relu), networks(critic.network.perceptrons, silu, unit)
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+@pytest.mark.parametrize("rho", [0.0, RHO])
+def test_energies_and_their_slopes_are_those_of_the_models_critics(rho, scale):
+    """ρ counts per violation scale, so in the critic's unit it is ρ / scale."""
+    model = diffused(rho, scale=scale)
+    seams, critic = callback_of(model).critic._seams, safety_critic(model).critic
+    model.policy.double()
+    critic.network.double()
+    # preprocessing ends in float32, and there is nothing to preprocess
+    model.critic.extract_features = lambda observations, extractor: observations
+    critic.network.encoder = torch.nn.Identity()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in [*model.critic.parameters(), *critic.network.parameters()]:
+            parameter.mul_(2.0)  # at their first weights they are nearly flat
+    observations = torch.randn(48, 3, generator=generator, dtype=torch.float64)
+    samples = torch.randn(4, 48, 2, generator=generator, dtype=torch.float64)
+    energies, gradients = seams._slopes(observations, samples)
+    rewarded, costly = judges(model)
+    exact = [
+        reference_energy(rewarded, costly, observations.numpy(), actions.numpy(), rho=rho / scale)
+        for actions in samples
+    ]
+    violated = risk(*evaluate(costly, observations.numpy(), samples[0].numpy()), 1.0)[0] > LIMIT
+    assert 0.05 < violated.mean() < 0.95, "both sides of the limit are to be seen"
+    exact_energies, exact_gradients = map(np.stack, zip(*exact, strict=True))
+    # the critic's unit is a float32
+    np.testing.assert_allclose(energies.numpy(), exact_energies, rtol=1e-6, atol=1e-7)
+    target = algd.score_target(energies, gradients).numpy()
+    # a slope whose weight is below 1e-9 is left out
+    np.testing.assert_allclose(target, score_target(exact_energies, exact_gradients, 1.0), rtol=1e-6, atol=1e-6)
+
+
+class Watched:
+    """Notes what the critics of a guarded model are told in a gradient step, and what they are before it."""
+
+    def __init__(self, model):
+        self.model, self.noted = model, {}
+        self._update = safety_critic(model).critic.update
+        safety_critic(model).critic.update = self._noting
+        model.critic_target.register_forward_hook(self._asked)
+
+    def _noting(self, batch):
+        host = safety_critic(self.model)
+        costly = judges(self.model)[1]
+        values = evaluate(costly, of_tensor(batch.observations), of_tensor(batch.actions))
+        self.noted |= {
+            "batch": batch,
+            "costly": costly,
+            "cost_targets": networks(host.critic.target.perceptrons, silu, float(host.units[0])),
+            "risk": float(risk(*values, host.critic.settings.kappa)[0].mean()),
+        }
+        self._update(batch)
+
+    def _asked(self, module, args, output):
+        self.noted |= {"rewarded": judges(self.model)[0], "targets": networks(module.q_networks, relu)}
+
+    def step(self):
+        """Train once and return what was noted."""
+        self.model.train(gradient_steps=1, batch_size=64)
+        return self.noted
+
+
+def trained(**settings):
+    model = diffused(RHO, **settings)
+    model.learn(STEPS)
+    return model
+
+
+def test_critics_learn_from_the_references_targets_and_a_time_limit_ends_nothing():
+    model = trained()
+    watched = Watched(model)
+    safety_critic(model).critic.take_loss()
+    for _ in range(5):
+        noted = watched.step()
+        batch, targets = noted["batch"], noted["targets"]
+        here, there = of_tensor(batch.observations), of_tensor(batch.next_observations)
+        actions, following = of_tensor(batch.actions), of_tensor(batch.next_actions)
+        assert np.all(there[:, 2] != Plain.START), "what follows a last step is not the next episode's first"
+        ended = Plain.fallen(there)
+        wanted = reward_targets(Plain.reward(here, actions), ended, GAMMA, evaluate(targets, there, following)[0])
+        errors = evaluate(noted["rewarded"], here, actions)[0] - wanted
+        logged = model.logger.name_to_value["train/critic_loss"]
+        # float32 against float64
+        assert logged == pytest.approx(0.5 * np.square(errors).mean(axis=1).sum(), rel=1e-4)
+        wanted = cost_targets(
+            Plain.cost(here, actions), ended, GAMMA, evaluate(noted["cost_targets"], there, following)[0]
+        )
+        errors = (evaluate(noted["costly"], here, actions)[0] - wanted) / float(safety_critic(model).units[0])
+        assert safety_critic(model).critic.take_loss() == pytest.approx(np.square(errors).mean(), rel=1e-4)
+    buffer = model.replay_buffer
+    stored = slice(0, buffer.pos)
+    assert buffer.timeouts[stored].any(), "no episode was truncated"
+    assert Plain.fallen(buffer.next_observations[stored]).any(), "and none ended"
+    alive = evaluate(targets, there, following)[0].min(axis=0)
+    assert np.abs(alive[~ended]).max() > 0.1, "what follows is worth nothing yet"
+
+
+@pytest.mark.parametrize("sde", ["ve", "ddpm"])
+def test_the_actor_descends_the_mean_energy_and_the_weighted_score_loss(sde):
+    model = diffused(RHO, sde)
+    noted = {}
+    # This hook was registered after the guard's, and the gradient SAC left is noted before it.
+    seams = callback_of(model).critic._seams
+    slopes = seams._slopes
+
+    def noting(observations, samples):
+        noted["samples"], noted["sac"] = samples, [p.grad.clone() for p in model.actor.parameters()]
+        return slopes(observations, samples)
+
+    def stepping(optimizer, args, kwargs):
+        noted["all"] = [p.grad.clone() for p in model.actor.parameters()]
+        noted["judges"] = judges(model)
+        noted["actor"] = copy.deepcopy(model.actor.state_dict())
+
+    seams._slopes = noting
+    model.learn(STEPS)
+    model.actor.optimizer.register_step_pre_hook(stepping)
+    generator = torch.Generator()
+    generator.set_state(seams._generator.get_state())
+    acted = []
+    model.critic.register_forward_hook(lambda module, args, output: acted.append(args))
+    multiplier = callback_of(model).guard.state_dict()["constraints"]["cost"]["state"]["inner"]["multiplier"]
+    model.train(gradient_steps=1, batch_size=64)
+    observations, actions = map(of_tensor, acted[-1])
+    settings = {"multiplier": multiplier, "kappa": 1.0}
+    mean = reference_energy(*noted["judges"], observations, actions, **settings)[0].mean()
+    # float32 against float64
+    assert model.logger.name_to_value["train/actor_loss"] == pytest.approx(mean, rel=1e-4)
+
+    path, weight = model.actor.path, model.policy.score_matching.weight
+    steps = torch.randint(5, (64,), generator=generator)
+    noise = torch.randn(4, 64, 2, generator=generator)
+    visited = path.actions[steps, torch.arange(64)]
+    spreads = torch.tensor(ve_sigmas(5) if sde == "ve" else np.sqrt(1.0 - DDPM(5).bars), dtype=torch.float32)
+    samples = visited + spreads[steps, None] * noise
+    torch.testing.assert_close(noted["samples"], samples)
+    energies, gradients = zip(
+        *(reference_energy(*noted["judges"], observations, of_tensor(each), **settings) for each in samples),
+        strict=True,
+    )
+    target = torch.from_numpy(score_target(np.stack(energies), np.stack(gradients), 1.0)).float()
+    model.actor.load_state_dict(noted["actor"])  # as it was when the loss was taken
+    scores = model.actor.scores(path.observations, visited, steps)
+    loss = weight * (scores - target).square().mean()
+    expected = torch.autograd.grad(loss, list(model.actor.parameters()))
+    for before, after, gradient in zip(noted["sac"], noted["all"], expected, strict=True):
+        # float32; gradients of the mean energy are of order 1
+        torch.testing.assert_close(after - before, gradient, rtol=1e-3, atol=1e-5)
+    assert max(gradient.abs().max() for gradient in expected) > 1e-3
+
+
+def test_the_multiplier_moves_on_the_mean_risk_of_replayed_actions():
+    model = diffused(RHO)
+    guard, watched, risks, decisions = callback_of(model).guard, Watched(model), [], []
+    update = safety_critic(model).critic.update
+
+    def noting(batch):
+        update(batch)
+        risks.append(watched.noted["risk"])
+
+    safety_critic(model).critic.update = noting
+
+    class Decisions(BaseCallback):
+        def _on_step(self):
+            if guard.decision is not None and (not decisions or decisions[-1] is not guard.decision):
+                decisions.append(guard.decision)
+            return True
+
+    model.learn(100 + 5 * DUAL, callback=Decisions())
+    assert len(decisions) == 4  # the fifth comes when the next rollout ends
+    means = np.array(risks)[: 4 * DUAL].reshape(4, DUAL).mean(axis=1)
+    found = [decision.constraints["cost"] for decision in decisions]
+    unit = critic_unit(HORIZON, GAMMA)
+    np.testing.assert_allclose([each.cost * unit for each in found], means, rtol=1e-4)  # float32 against float64
+    exact = multipliers(means - LIMIT, initial=MULTIPLIER, rate=3e-2)
+    for index, each in enumerate(found):
+        before = exact[index - 1] if index else MULTIPLIER
+        assert each.multiplier == pytest.approx(penalty(means[index] - LIMIT, before, RHO)[1], rel=1e-3)
