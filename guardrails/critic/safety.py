@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -68,8 +69,10 @@ class SafetyCritic:
     """Q_c(s, a): discounted cost-to-go, by temporal differences, with M members and a target network.
 
     Each member i regresses on y_i = c + γ (1 - done) Q_i'(s', a') with its own target network Q_i', which
-    follows as Q_i' ← (1 - τ) Q_i' + τ Q_i. The risk of an action is Q̄_c + κ σ: mean and standard deviation
-    over the members, the deviation subtracted for a lower limit. All members are one batched computation.
+    follows as Q_i' ← (1 - τ) Q_i' + τ Q_i. Q_i' is cut to what `bound` says can be: an actor that is trained to lower
+    Q_c looks for the actions at which it errs below that, and the bootstrap would spread their values. The risk of an
+    action is Q̄_c + κ σ: mean and standard deviation over the members, the deviation subtracted for a lower limit. All
+    members are one batched computation.
 
     Args:
         encoder: makes ``(n_rows, n_features)`` of a batch of observations; its copy is trained with the members.
@@ -125,6 +128,7 @@ class SafetyCritic:
         self.estimating = False
         self._units = torch.as_tensor(list(units), dtype=torch.float32, device=device)
         self._signs = torch.as_tensor(list(signs), dtype=torch.float32, device=device)
+        self._low, self._high = torch.full_like(self._units, -math.inf), torch.full_like(self._units, math.inf)
         self._encoding = encoding
         self._stateful = any(True for _ in encoder.parameters()) or any(True for _ in encoder.buffers())
         self.network.eval()
@@ -199,12 +203,19 @@ class SafetyCritic:
             raise ConfigurationError(f"This critic judges {', '.join(self.costs)}; {named_}. Give cost=, one of these.")
         return self.costs.index(cost)
 
+    def bound(self, low: Sequence[float], high: Sequence[float]) -> None:
+        """Set the least and the greatest cost-to-go of each constraint that there can be, in the costs' units.
+
+        They are no part of what `tensors` returns: who sets them restores them.
+        """
+        self._low, self._high = self._units.new_tensor(list(low)), self._units.new_tensor(list(high))
+
     def update(self, batch: Transitions) -> None:
         """Take one step of temporal-difference learning, and let the target network follow."""
         known = ~batch.costs.isnan().any(dim=1, keepdim=True)
         with torch.no_grad():
             following = self._frozen(self.target, batch.next_observations, batch.next_actions)
-            following = self._chosen(following, batch.next_actions) / self._units
+            following = self._chosen(following, batch.next_actions).clamp(self._low, self._high) / self._units
             wanted = batch.costs.nan_to_num() / self._units + (1.0 - batch.dones) * batch.discounts * following
         with torch.enable_grad(), self._encoding():
             self._learning(True)

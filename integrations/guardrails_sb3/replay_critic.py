@@ -114,6 +114,9 @@ class ReplayCritic:
             self._column = self._beside(self._model.replay_buffer)
             self._column.install()
         self._column.values[:] = values if values is not None and values.shape == self._column.values.shape else np.nan
+        known = self._column.values[np.isfinite(self._column.values).all(axis=2)]
+        if len(known):
+            self.host.observe(known)
         self._tell_unknown()
 
     def _tell_unknown(self) -> None:
@@ -187,6 +190,7 @@ class ReplayCritic:
         if not finite.all():
             costs = np.where(finite, costs, self._worst * self._signs)
         bounded: FloatArray = np.clip(costs, -1e6 * self._scales, 1e6 * self._scales)
+        self.host.observe(bounded)
         return bounded
 
     def _stored(self, infos: Sequence[Info]) -> FloatArray:
@@ -229,7 +233,10 @@ class ReplayCritic:
         named = {f"predictions.{name}": tensor for name, tensor in self._predictions.tensors().items()}
         named |= {f"critic.{name}": tensor for name, tensor in self.host.critic.tensors().items()}
         named |= {f"hooks.{name}": tensor for name, tensor in self._seams.tensors().items()}
-        return named | {"costs.worst": torch.from_numpy(self._worst.copy())}
+        return named | {
+            "costs.worst": torch.from_numpy(self._worst.copy()),
+            "costs.extremes": torch.from_numpy(self.host.extremes.copy()),
+        }
 
     def load_tensors(self, tensors: Mapping[str, torch.Tensor], *, running: bool) -> None:
         """Restore what `tensors` returned; all of the critic or nothing.
@@ -248,5 +255,6 @@ class ReplayCritic:
         self.host.critic.load_tensors(parts["critic"])
         self._seams.load_tensors(parts["hooks"])
         self._worst = parts["costs"]["worst"].numpy().copy()
+        self.host.restore(parts["costs"]["extremes"].numpy())
         if running:
             self._predictions.load_tensors(parts["predictions"])

@@ -112,6 +112,7 @@ class RolloutCritic:
             Metrics for the log.
         """
         n_steps, n_envs = dones.shape
+        self.host.observe(costs.reshape(n_steps * n_envs, -1))
         followed = ~truncated
         followed[-1] &= dones[-1]
         places = np.flatnonzero(followed.ravel())
@@ -143,15 +144,17 @@ class RolloutCritic:
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return what an exact resume needs."""
         predictions = {f"predictions.{name}": tensor for name, tensor in self._predictions.tensors().items()}
-        return predictions | {f"critic.{name}": tensor for name, tensor in self.host.critic.tensors().items()}
+        critic = {f"critic.{name}": tensor for name, tensor in self.host.critic.tensors().items()}
+        return predictions | critic | {"costs.extremes": torch.from_numpy(self.host.extremes.copy())}
 
     def load_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Restore what `tensors` returned."""
-        parts: dict[str, dict[str, torch.Tensor]] = {"critic": {}, "predictions": {}}
+        parts: dict[str, dict[str, torch.Tensor]] = {"critic": {}, "predictions": {}, "costs": {}}
         for name, tensor in tensors.items():
             part, _, key = name.partition(".")
             parts[part][key] = tensor
         self.host.critic.load_tensors(parts["critic"])
+        self.host.restore(parts["costs"]["extremes"].numpy())
         self._predictions.load_tensors(parts["predictions"])
 
 

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -47,6 +48,9 @@ class HostCritic:
         settings: of the ensemble.
         horizon: T, steps of an episode.
 
+    Attributes:
+        extremes: ``(2, n_constraints)``, the least and the greatest cost of a step so far, and 0.
+
     Raises:
         AttachError: if actions are neither continuous nor one choice of several.
     """
@@ -67,6 +71,7 @@ class HostCritic:
         self.units = np.array([scale * self._per_episode for scale in scales])
         self._seed, self._encodings = int(model.seed or 0), 0
         self._bounds = _bounds(space, model.device)
+        self.extremes = np.zeros((2, len(self._names)))
         with own_randomness(self._seed, model.device):
             encoder = _Encoder(model.policy)
             self.critic = SafetyCritic(
@@ -81,6 +86,27 @@ class HostCritic:
                 device=model.device,
                 encoding=self._encoding(any(True for _ in encoder.parameters())),
             )
+
+    def observe(self, costs: npt.NDArray[np.floating[Any]]) -> None:
+        """Bound what the critic can expect by the least and the greatest costs of a step so far.
+
+        A step costs no more than the most that one did, an episode may end at any time, and beyond a time limit the
+        host bootstraps: so a cost-to-go lies between [c_min]₋ / (1 - γ) and [c_max]₊ / (1 - γ).
+
+        Args:
+            costs: ``(n_steps, n_constraints)``, finite, at least one row.
+        """
+        low, high = np.minimum(self.extremes[0], costs.min(axis=0)), np.maximum(self.extremes[1], costs.max(axis=0))
+        if (low < self.extremes[0]).any() or (high > self.extremes[1]).any():
+            self.extremes[:] = low, high
+            self.restore(self.extremes)
+
+    def restore(self, extremes: npt.NDArray[np.floating[Any]]) -> None:
+        """Take up `extremes` as another object had them."""
+        self.extremes[:] = extremes
+        if self.gamma < 1.0:
+            low, high = self.extremes / (1.0 - self.gamma)
+            self.critic.bound(low.tolist(), high.tolist())
 
     def _encoding(self, learned: bool) -> Callable[[], AbstractContextManager[Any]]:
         """Return the context of the encoder: a learned one may draw random numbers, as dropout does."""

@@ -109,6 +109,21 @@ def test_an_update_is_the_documented_step_for_each_member_with_its_own_target():
         torch.testing.assert_close(target, old + 0.25 * (now - old))
 
 
+@pytest.mark.parametrize(("off", "cut"), [(-50.0, 0.0), (50.0, 20.0), (0.0, None)])
+def test_what_follows_a_step_is_cut_to_what_can_be(off, cut):
+    learner = critic(units=[5.0])
+    learner.bound([0.0], [20.0])
+    learner.target.perceptrons.biases[-1].data.fill_(off + 2.0)
+    batch = batch_of(np.random.default_rng(1), np.full((N_STATES, len(LEVELS)), 0.2), False, n=16)
+    following = 5.0 * learner.target.perceptrons(torch.cat([batch.next_observations, batch.next_actions], dim=1))
+    assert (following[0] < 0.0).all() or (following[0] > 20.0).all() or cut is None
+    wanted = (batch.costs + GAMMA * (following if cut is None else torch.full_like(following, cut))) / 5.0
+    own = learner.network.perceptrons(torch.cat([batch.observations, batch.actions], dim=1))
+    expected = (own - wanted).square().mean().item()
+    learner.update(batch)
+    assert learner.take_loss() == pytest.approx(expected, rel=1e-5)  # float32
+
+
 def test_rows_of_unknown_cost_teach_nothing():
     draw = np.random.default_rng(2)
     batch = batch_of(draw, np.full((N_STATES, len(LEVELS)), 0.2), False, n=32)

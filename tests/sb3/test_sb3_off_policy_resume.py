@@ -259,3 +259,31 @@ def test_an_on_policy_host_reports_the_calibration_of_its_critic():
         assert info["predicted_cost"] == info["predicted_cost/cost"] != cost
         assert abs(info["predicted_cost/harm"] - rows[0].cost("harm")[0]) < 100.0
     assert "guardrails/cost/critic_error" in model.logger.name_to_value
+
+
+@pytest.mark.parametrize("kind", [PPO, SAC])
+def test_what_the_critic_can_expect_is_bounded_by_the_costs_so_far_and_stays_so_after_resuming(tmp_path, kind):
+    def build(model=None, **settings):
+        own = Guard(
+            Constraint("cost", limit=1.0), Constraint("debt", cost=lambda info: 3.0 * info["cost"] - 0.5, limit=1.0)
+        )
+        if model is None:
+            model = host(SAC, vec(2, kind=Drift, length=9), gamma=0.9)
+            if kind is PPO:
+                model = PPO("MlpPolicy", vec(2, kind=Drift, length=9), n_steps=40, batch_size=40, gamma=0.9, seed=0)
+        return wrap(model, own, cost_critic=SMALL, horizon=9, **settings)
+
+    def ends(model):
+        critic = safety_critic(model).critic
+        return [critic._low.tolist(), critic._high.tolist()]
+
+    model = build().learn(160)
+    assert ends(model) == [pytest.approx([0.0, -5.0]), pytest.approx([10.0, 25.0])]
+    model.save(tmp_path / "run.zip")
+    loaded = kind.load(tmp_path / "run.zip", env=vec(2, kind=Drift, length=9))
+    assert ends(build(loaded, resume=tmp_path / "run.zip")) == ends(model)
+    if kind is SAC:
+        model.save_replay_buffer(tmp_path / "replay.pkl")
+        fresh = build()
+        fresh.load_replay_buffer(tmp_path / "replay.pkl")
+        assert ends(fresh) == ends(model)
