@@ -87,7 +87,7 @@ def report(records: list[dict]) -> None:
         "Reward is what the trainer sees; true quality, the share of right and faultless answers, and the degenerate "
         "share are what it does not. A run has collapsed if its true quality ends below half of what it was "
         "before training. KL is that of a whole completion to the reference, in nats. Time is the processor time of a "
-        "step on one core, median over steps and seeds, on a machine with other work.",
+        "step on one core, median over steps and seeds, on a machine with other work; on an idle core it is wall time.",
         "",
     ]
     for task, arms in tasks.items():
