@@ -27,7 +27,7 @@ RECORDS = RESULTS / "constrained_control.jsonl"
 LIMIT, SEEDS, POINTS = 25.0, 3, 100
 ENVS = {"ppo": 4, "sac": 1}
 SPEED = {"Hopper": 0.7402, "HalfCheetah": 3.2096}
-PENALTIES = {"ppo": (0.03, 0.1, 0.3), "sac": (0.3, 1.0, 3.0)}
+PENALTIES = {"ppo": (0.03, 0.1, 0.3), "sac": (0.5, 1.0, 2.0)}
 """In units of reward per cost; PPO's rewards are normalised."""
 
 SHORT = 0.2
