@@ -1,0 +1,363 @@
+"""A diffusion policy in an untouched SAC: acting, learning, saving, and what a guard adds and takes away again."""
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import Env, spaces
+from sb3_envs import Drift, callback_of, learn, parameters, same, vec
+from sb3_hosts import SMALL, guarded, host
+from stable_baselines3 import PPO, SAC
+
+from guardrails import AttachError, ConfigurationError, Constraint, Gate, Guard, Require
+from guardrails.competence import FailureAvoidance
+from guardrails.critic import Ensemble, critic_unit
+from guardrails.schedulers import AdamLogDual, Augmented, DualAscent, Fixed
+from guardrails_sb3 import algd, safety_critic, unwrap, wrap
+from guardrails_sb3.algd import DiffusionPolicy, ScoreMatching, ve_schedule
+
+NETS = {"net_arch": {"pi": [16, 16], "qf": [16]}}
+
+
+def diffusion(sde="ve", env=None, policy=None, **settings):
+    kwargs = NETS | {"sde": sde, "steps": 3} | (policy or {})
+    return host(SAC, env, DiffusionPolicy, ent_coef=0.0, policy_kwargs=kwargs, **settings)
+
+
+class Target(Env):
+    """One step; an action is worth the less the farther it is from (0.8, 0.15), in bounds that are not [-1, 1]."""
+
+    observation_space = spaces.Box(-1.0, 1.0, (2,), np.float64)
+    action_space = spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, 0.5], np.float32))
+    goal = np.array([0.8, 0.15])
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(2), {}
+
+    def step(self, action):
+        width = self.action_space.high - self.action_space.low
+        return np.zeros(2), -20.0 * float(np.sum(((action - self.goal) / width) ** 2)), True, False, {"cost": action[0]}
+
+
+@pytest.mark.parametrize("sde", ["ve", "ddpm"])
+def test_actions_lie_in_the_environments_bounds_and_only_the_stochastic_ones_vary(sde):
+    model = diffusion(sde, Target(), n_steps=1)
+    observations = np.zeros((200, 2))
+    drawn = model.predict(observations)[0]
+    assert (drawn >= Target.action_space.low).all()
+    assert (drawn <= Target.action_space.high).all()
+    assert len(np.unique(drawn[:, 0])) == 200
+    fixed = model.predict(observations, deterministic=True)[0]
+    assert len(np.unique(fixed, axis=0)) == 1
+    assert np.array_equal(fixed, model.predict(observations, deterministic=True)[0])
+
+
+def test_the_deterministic_action_is_the_path_from_zero_without_noise():
+    actor = diffusion("ve").actor
+    observations = torch.randn(4, 2)
+    latents, outputs = torch.zeros(4, 1), actor.network.at(observations)
+    for t in (2, 1, 0):
+        latents = latents + actor.schedule.increment(t) * outputs(torch.tanh(latents), t)[:, 0]
+    assert torch.allclose(actor(observations, deterministic=True), torch.tanh(latents), atol=1e-6)  # float32
+
+
+def test_the_path_of_a_sampling_is_what_the_score_network_was_asked_about():
+    actor = diffusion("ve").actor
+    observations, asked, at = torch.randn(5, 2), {}, actor.network.at
+
+    def listening(features):
+        outputs = at(features)
+        return lambda actions, t: asked.update({t: actions.detach().clone()}) or outputs(actions, t)
+
+    actor.network.at = listening
+    actions, log_prob = actor.action_log_prob(observations)
+    assert log_prob.tolist() == [0.0] * 5
+    assert actions.requires_grad
+    assert actor.path.observations is observations
+    assert torch.equal(actor.path.actions, torch.stack([asked[t] for t in range(3)]))
+    before = actor.path
+    with torch.no_grad():
+        actor.action_log_prob(observations)
+    assert actor.path is before  # next actions are no path of the actor's loss
+
+
+@pytest.mark.parametrize("sde", ["ve", "ddpm"])
+def test_a_plain_diffusion_policy_finds_the_best_action_of_an_untouched_sac(sde):
+    nets = {"net_arch": {"pi": [32, 32], "qf": [32, 32]}, "steps": 5}
+    model = diffusion(sde, Target(), nets, learning_starts=200, batch_size=64, learning_rate=3e-3, gamma=0.0)
+    model.learn(900)
+    width = Target.action_space.high - Target.action_space.low
+    found = model.predict(np.zeros(2), deterministic=True)[0]
+    assert np.abs((found - Target.goal) / width).max() < 0.1  # random actions miss by 0.25 on average
+
+
+@pytest.mark.parametrize("sde", ["ve", "ddpm", ve_schedule(4, sigma_max=0.5)])
+def test_a_saved_model_and_a_saved_policy_act_as_before(tmp_path, sde):
+    model = diffusion(sde, policy={"score_matching": ScoreMatching(samples=2, beta=3.0)}).learn(60)
+    model.save(tmp_path / "run.zip")
+    model.policy.save(tmp_path / "policy")
+    observations = np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32)
+    wanted = model.predict(observations, deterministic=True)[0]
+    for other in (SAC.load(tmp_path / "run.zip", device="cpu").policy, DiffusionPolicy.load(tmp_path / "policy")):
+        assert np.array_equal(other.predict(observations, deterministic=True)[0], wanted)
+        assert other.diffusion == model.policy.diffusion
+        assert other.score_matching == ScoreMatching(samples=2, beta=3.0)
+
+
+def test_twin_critics_give_what_separate_networks_would_and_the_actors_loss_leaves_them_alone():
+    critic = diffusion("ve").critic
+    observations, actions = torch.randn(7, 2), torch.rand(7, 1, requires_grad=True)
+    nets = critic.q_networks
+    for member, values in enumerate(critic(observations, actions)):
+        hidden = torch.cat([observations, actions], dim=1)
+        hidden = torch.relu(hidden @ nets.weights[0][member] + nets.biases[0][member])
+        wanted = hidden @ nets.weights[1][member] + nets.biases[1][member]
+        assert torch.allclose(values, wanted, atol=1e-5)  # float32, summed in another order
+        assert torch.allclose(critic(observations, actions.detach())[member], wanted, atol=1e-5)
+    sum(each.sum() for each in critic(observations, actions)).backward()
+    assert actions.grad.abs().sum() > 0.0
+    assert all(each.grad is None for each in critic.parameters())
+    sum(each.sum() for each in critic(observations, actions.detach())).backward()
+    assert all(each.grad.abs().sum() > 0.0 for each in critic.parameters())
+
+
+def environments():
+    return vec(2, kind=Drift, length=9)
+
+
+def own_guard():
+    return Guard(Constraint("cost", limit=1.0, scale=1.0, scheduler=Augmented(AdamLogDual(0.1), 0.5)))
+
+
+def wrapped(model, guard, **settings):
+    return wrap(model, guard, cost_critic=SMALL, horizon=9, dual_interval=7, **settings)
+
+
+def go_on(model):
+    """Train on from freshly reset environments and generators, which Stable-Baselines3 does not save."""
+    model.set_env(environments())
+    model.set_random_seed(7)
+    return model.learn(100, reset_num_timesteps=False)
+
+
+def everything(model):
+    return parameters(model) | {f"ours.{name}": tensor.clone() for name, tensor in callback_of(model).tensors().items()}
+
+
+@pytest.mark.parametrize("sde", ["ve", "ddpm"])
+def test_a_guarded_run_that_is_saved_and_resumed_equals_one_that_was_not(tmp_path, sde):
+    through = wrapped(diffusion(sde, environments()), own_guard()).learn(100)
+    through.save(tmp_path / "run.zip")
+    through.save_replay_buffer(tmp_path / "replay.pkl")
+    go_on(through)
+    guard = own_guard()
+    resumed = wrapped(
+        SAC.load(tmp_path / "run.zip", env=environments(), device="cpu"), guard, resume=tmp_path / "run.zip"
+    )
+    resumed.load_replay_buffer(tmp_path / "replay.pkl")
+    go_on(resumed)
+    assert guard.state_dict() == callback_of(through).guard.state_dict()
+    assert same(everything(through), everything(resumed))
+
+
+def trace(model):
+    optimizers = (model.actor.optimizer, model.critic.optimizer)
+    hooks = [tuple(each._optimizer_step_pre_hooks) for each in optimizers]
+    networks = [
+        (name, tuple(module._forward_hooks), sorted(vars(module))) for name, module in model.policy.named_modules()
+    ]
+    return sorted(vars(model)), sorted(vars(model.replay_buffer)), hooks, networks
+
+
+def test_unwrap_leaves_nothing_behind_and_the_host_trains_as_if_it_had_never_been_wrapped():
+    plain, model = diffusion(), diffusion()
+    before = trace(model)
+    guarded(model)
+    assert trace(model) != before
+    unwrap(model)
+    assert trace(model) == before
+    assert same(parameters(learn(plain, 80)), parameters(learn(model, 80)))
+
+
+def test_without_multiplier_and_score_loss_training_is_bit_for_bit_unguarded():
+    """The samples of the score target are drawn from a generator of their own."""
+    settings = {"policy": {"score_matching": ScoreMatching(weight=0.0)}}
+    plain = diffusion(**settings).learn(80)
+    model = guarded(diffusion(**settings), Constraint("cost", limit=2.0, scheduler=Fixed(0.0)))
+    assert same(parameters(plain), parameters(model.learn(80)))
+    scored = guarded(diffusion(), Constraint("cost", limit=2.0, scheduler=Fixed(0.0))).learn(80)
+    assert not same(parameters(plain), parameters(scored))
+
+
+def test_the_score_loss_joins_the_gradient_of_the_actors_own_loss():
+    model = guarded(diffusion(), Constraint("cost", limit=0.2, scheduler=Fixed(3.0)))
+    model.learn(40)
+    optimizer, gradients = model.actor.optimizer, []
+
+    def note(*_):
+        gradients.append(torch.cat([each.grad.flatten() for each in model.actor.parameters()]))
+
+    hooks = optimizer._optimizer_step_pre_hooks
+    first = optimizer.register_step_pre_hook(note)
+    hooks.move_to_end(first.id, last=False)
+    optimizer.register_step_pre_hook(note)
+    model.train(1, 16)
+    host_own, total = gradients
+    assert not torch.equal(host_own, total)
+
+    callback_of(model).critic._batch = None  # outside of training a step of the optimizer is the host's alone
+    optimizer.step()
+    assert torch.equal(*gradients[2:])
+
+
+def test_an_adapting_entropy_coefficient_is_refused_and_the_model_left_as_it_was():
+    model = host(SAC, None, DiffusionPolicy, policy_kwargs=NETS)
+    before = trace(model)
+    with pytest.raises(AttachError, match=r"ent_coef=0\.0"):
+        guarded(model)
+    assert trace(model) == before
+    guarded(host(SAC, None, DiffusionPolicy, policy_kwargs=NETS, ent_coef=0.3))  # 0.3 times a log-probability of 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sde": "vp"}, "give 've', 'ddpm', or a schedule"),
+        ({"steps": 0}, "steps is 0"),
+        ({"use_sde": True}, "Leave use_sde out"),
+    ],
+)
+def test_a_policy_that_cannot_be_built_says_why(settings, message):
+    with pytest.raises(ConfigurationError, match=message):
+        DiffusionPolicy(Drift.observation_space, Drift.action_space, lambda _: 1e-3, **settings)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ScoreMatching(samples=0),
+        lambda: ScoreMatching(beta=0.0),
+        lambda: ve_schedule(3, sigma_min=2.0),
+        lambda: algd.VESchedule((0.5, 0.1)),
+        lambda: algd.DDPMSchedule((0.1, 1.0)),
+    ],
+)
+def test_settings_out_of_range_are_refused(make):
+    with pytest.raises(ConfigurationError):
+        make()
+
+
+class TestDecisionsOnTheCritic:
+    def decisions(self, guard, steps=120, interval=7, **settings):
+        seen, decide = [], guard.decide
+        guard.decide = lambda evidence: seen.append((evidence, decide(evidence))) or seen[-1][1]
+        model = wrap(
+            diffusion(env=environments(), **settings), guard, cost_critic=SMALL, horizon=9, dual_interval=interval
+        )
+        risks, critic = [], safety_critic(model).critic
+        estimate = critic._estimate
+        critic._estimate = lambda values, known: (
+            risks.append(critic.combine(values * critic._units).mean()) or estimate(values, known)
+        )
+        return model.learn(steps), seen, risks
+
+    def test_j_is_the_mean_risk_of_replayed_actions_over_the_interval_in_units_of_an_episode(self):
+        guard = Guard(Constraint("cost", limit=2.0, scheduler=DualAscent(0.1, initial=1.0)))
+        _, seen, risks = self.decisions(guard)
+        assert len(seen) == len(risks) // 7 > 3
+        for index, (evidence, decision) in enumerate(seen):
+            wanted = np.mean([float(each) for each in risks[7 * index : 7 * index + 7]]) / critic_unit(9, 0.99)
+            assert decision.constraints["cost"].cost == pytest.approx(wanted, rel=1e-5)  # a mean of float32
+            assert evidence.n_rows == 0
+
+    def test_episodes_move_gates_and_no_multiplier(self):
+        gate = Gate(Require(FailureAvoidance("fell"), at_least=0.2), name="gate")
+        constraint = Constraint("cost", limit=gate.between(1.0, 2.0), scheduler=DualAscent(0.1, initial=1.0))
+        model, seen, _ = self.decisions(Guard(constraint), interval=10_000)
+        assert len(seen) > 4
+        assert all(evidence.gates["gate"].n_rows == evidence.n_rows > 0 for evidence, _ in seen)
+        assert {decision.multipliers["cost"] for _, decision in seen} == {1.0}
+        assert model.logger.name_to_value["guardrails/cost/episode_cost"] >= 0.0
+
+    def test_the_ledger_replays_them(self, tmp_path):
+        from guardrails.ledger import verify
+
+        guard = own_guard()
+        with guard.record(tmp_path / "ledger.jsonl"):
+            _, seen, _ = self.decisions(guard)
+        assert verify(tmp_path / "ledger.jsonl").steps == len(seen) > 3
+
+    @pytest.mark.parametrize("interval", [0, 2.5, True])
+    def test_an_interval_that_is_none_is_refused(self, interval):
+        with pytest.raises(AttachError, match="dual_interval"):
+            wrap(diffusion(), own_guard(), cost_critic=SMALL, horizon=9, dual_interval=interval)
+
+    def test_an_on_policy_host_is_refused(self):
+        with pytest.raises(AttachError, match="gradient steps of an off-policy algorithm"):
+            wrap(PPO("MlpPolicy", environments()), own_guard(), dual_interval=10)
+
+
+class TestPreset:
+    def test_a_discounted_limit_is_the_critics_own_and_counts_in_its_unit(self):
+        model = algd.make(Drift(), cost_limit=3.0, discounted=True, horizon=25, seed=0)
+        critic, part = safety_critic(model), callback_of(model).guard.constraints[0]
+        assert critic.limit() == pytest.approx(3.0)
+        assert critic.units.tolist() == pytest.approx([1.0])
+        risks = torch.tensor([[1.0], [5.0]])
+        lam = part.scheduler.scheduler.initial
+        wanted = [(max(0.0, lam + r - 3.0) ** 2 - lam**2) / 2.0 for r in (1.0, 5.0)]
+        assert critic.penalty(risks).tolist() == pytest.approx(wanted, rel=1e-5)
+
+    def test_an_undiscounted_limit_is_converted(self):
+        model = algd.make(Drift(), cost_limit=10.0, horizon=400)
+        assert safety_critic(model).limit() == pytest.approx(10.0 * (1.0 - 0.99**400) / (0.01 * 400))
+
+    def test_it_has_the_papers_settings(self):
+        model = algd.make(Drift(), cost_limit=1.0, horizon=25)
+        settings = safety_critic(model).critic.settings
+        assert settings == Ensemble(
+            4,
+            kappa=(4 / 3) ** 0.5,
+            hidden=(256, 256),
+            learning_rate=3e-4,
+            tau=0.005,
+            target_interval=2,
+            activation="silu",
+        )
+        assert (model.batch_size, model.learning_starts, model.buffer_size) == (256, 5000, 1_000_000)
+        assert (model.tau, model.gamma, model.target_update_interval) == (0.005, 0.99, 2)
+        assert (model.gradient_steps, model.train_freq.frequency) == (10, 1)
+        assert [layer.out_features for layer in model.actor.network.layers] == [128, 128, 128]
+        assert [tuple(each.shape) for each in model.critic.q_networks.weights] == [
+            (2, 3, 256),
+            (2, 256, 256),
+            (2, 256, 1),
+        ]
+        assert model.policy.score_matching == ScoreMatching(samples=4, beta=1.0, weight=0.1)
+        assert model.policy.diffusion.sigmas == pytest.approx([10 ** (t / 2 - 2) for t in range(5)])
+
+    def test_an_odd_number_of_gradient_steps_keeps_the_targets_interval(self):
+        model = algd.make(Drift(), cost_limit=1.0, horizon=25, gradient_steps=3)
+        assert (model.gradient_steps, model.train_freq.frequency) == (6, 2)
+
+    def test_the_dual_moves_as_far_as_adam_at_every_gradient_step_would_take_it(self):
+        """On a violation that stands still, both take steps of the rate."""
+        duals = [algd.make(Drift(), cost_limit=1.0, horizon=25, dual_interval=n) for n in (1, 50)]
+        ends = []
+        for model, times in zip(duals, (500, 10), strict=True):
+            scheduler = callback_of(model).guard.constraints[0].scheduler.scheduler
+            state = scheduler.init()
+            for _ in range(times):
+                state, strength = scheduler.update(state, 4.0)
+            ends.append(strength)
+        # the moments of λ v follow a λ that grows by 15% on the way
+        assert ends[0] == pytest.approx(ends[1], rel=0.02)
+        assert ends[0] == pytest.approx(np.log(2.0) * np.exp(500 * 3e-4), rel=0.02)
+
+    def test_rho_of_zero_and_a_scheduler_of_ones_own_have_no_quadratic_penalty(self):
+        plain = algd.make(Drift(), cost_limit=1.0, horizon=25, penalty_coefficient=0.0)
+        assert isinstance(callback_of(plain).guard.constraints[0].scheduler, AdamLogDual)
+        other = algd.make(Drift(), cost_limit=1.0, horizon=25, scheduler=Fixed(2.0))
+        risks = torch.tensor([[0.0], [4.0]])
+        penalties = safety_critic(other).penalty(risks)
+        assert float(penalties[1] - penalties[0]) == pytest.approx(8.0, rel=1e-5)
