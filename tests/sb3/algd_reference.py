@@ -138,6 +138,9 @@ def reward_targets(rewards, terminated, gamma, following):
     return rewards + gamma * (1.0 - terminated) * following.min(axis=0)
 
 
-def cost_targets(costs, terminated, gamma, following):
-    """y_i = c + γ_c (1 - terminated) Q'_i(s', a'), ``(M, n)``: each member follows its own target."""
-    return costs + gamma * (1.0 - terminated) * following
+def cost_targets(costs, terminated, gamma, following, greatest):
+    """y_i = c + γ_c (1 - terminated) Q'_i(s', a'), ``(M, n)``: each member follows its own target.
+
+    Costs lie between 0 and ``greatest``, so what follows lies between 0 and ``greatest`` / (1 - γ).
+    """
+    return costs + gamma * (1.0 - terminated) * np.clip(following, 0.0, greatest / (1.0 - gamma))

@@ -309,6 +309,9 @@ def test_critics_learn_from_the_references_targets_and_a_time_limit_ends_nothing
     model = trained()
     watched = Watched(model)
     safety_critic(model).critic.take_loss()
+    buffer = model.replay_buffer
+    stored = slice(0, buffer.pos)
+    dearest = Plain.cost(buffer.observations[stored], buffer.actions[stored]).max()
     for _ in range(5):
         noted = watched.step()
         batch, targets = noted["batch"], noted["targets"]
@@ -321,17 +324,15 @@ def test_critics_learn_from_the_references_targets_and_a_time_limit_ends_nothing
         logged = model.logger.name_to_value["train/critic_loss"]
         # float32 against float64
         assert logged == pytest.approx(0.5 * np.square(errors).mean(axis=1).sum(), rel=1e-4)
-        wanted = cost_targets(
-            Plain.cost(here, actions), ended, GAMMA, evaluate(noted["cost_targets"], there, following)[0]
-        )
+        following_costs = evaluate(noted["cost_targets"], there, following)[0]
+        wanted = cost_targets(Plain.cost(here, actions), ended, GAMMA, following_costs, dearest)
         errors = (evaluate(noted["costly"], here, actions)[0] - wanted) / float(safety_critic(model).units[0])
         assert safety_critic(model).critic.take_loss() == pytest.approx(np.square(errors).mean(), rel=1e-4)
-    buffer = model.replay_buffer
-    stored = slice(0, buffer.pos)
     assert buffer.timeouts[stored].any(), "no episode was truncated"
     assert Plain.fallen(buffer.next_observations[stored]).any(), "and none ended"
     alive = evaluate(targets, there, following)[0].min(axis=0)
     assert np.abs(alive[~ended]).max() > 0.1, "what follows is worth nothing yet"
+    assert following_costs.min() < 0.0 < following_costs.max(), "an expectation below 0 is to be seen"
 
 
 @pytest.mark.parametrize("sde", ["ve", "ddpm"])
