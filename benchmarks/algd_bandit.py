@@ -219,9 +219,9 @@ def main():
         f"`python benchmarks/algd_bandit.py`: {UPDATES} updates, limit {LIMIT:g}; an action is unsafe if it costs more "
         f"than {UNSAFE:g}, which is beyond the step. Swings are standard deviations over the last half; the mean cost "
         "and the share of unsafe actions are means over it. The last two columns are the shares of the three safe "
-        "ridges in those actions that are not unsafe, of the last policy and of exp(-L) at the last multiplier. A policy "
-        "that also lowers its mean energy is colder than exp(-L): it has the same modes, and is less often beyond the "
-        "step.",
+        "ridges in those actions that are not unsafe, of the last policy and of exp(-L) at the last multiplier. A "
+        "policy that also lowers its mean energy is colder than exp(-L): it has the same modes, and is less often "
+        "beyond the step.",
         "",
         *table(runs),
         "",

@@ -145,6 +145,38 @@ def test_a_reverse_step_of_the_denoising_diffusion_is_the_references():
     np.testing.assert_allclose(schedule.spreads, np.sqrt(1.0 - process.bars), rtol=1e-12)
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("sde", ["ve", "ddpm"])
+def test_an_action_is_the_end_of_the_references_path(sde, deterministic):
+    policy = diffused(RHO, sde).policy.double()
+    actor, network = policy.actor, policy.actor.network
+    actor.extract_features = lambda observations, extractor: observations  # preprocessing ends in float32
+    with torch.no_grad():
+        network.head.weight.mul_(5.0)
+    observations = torch.randn(16, 3, dtype=torch.float64)
+    torch.manual_seed(1)
+    found = of_tensor(actor(observations, deterministic))
+    torch.manual_seed(1)
+    noises = torch.randn(5, 16, 2, dtype=torch.float64).numpy() * (not deterministic)
+
+    layers = [(of_tensor(each.weight).T, of_tensor(each.bias)) for each in [*network.layers, network.head]]
+    embedded, process, sigmas = of_tensor(network.embedding.weight), DDPM(5), ve_sigmas(5)
+    latents = noises[0] * (sigmas[-1] if sde == "ve" else 1.0)
+    for t in range(4, -1, -1):
+        hidden = np.concatenate([observations.numpy(), np.tanh(latents), np.tile(embedded[t], (16, 1))], axis=1)
+        for index, (weight, bias) in enumerate(layers):
+            hidden = hidden @ weight + bias
+            hidden = relu(hidden)[0] if index < len(layers) - 1 else hidden
+        noise = noises[5 - t] if t else 0.0
+        if sde == "ve":
+            latents = ve_step(latents, hidden, sigmas, t, noise)
+        else:
+            latents = process.step(latents, hidden[:, :2], hidden[:, 2:], t, noise)
+    # the length of φ is kept from 0 by 1e-8
+    np.testing.assert_allclose(found, np.tanh(latents), atol=1e-6)
+    assert np.ptp(found) > 0.2
+
+
 @pytest.mark.parametrize("rho", [0.0, RHO])
 def test_the_multiplier_moves_as_adam_on_its_logarithm_does(rho):
     violations = 20.0 * np.random.default_rng(4).normal(size=200) + 5.0
