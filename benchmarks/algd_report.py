@@ -27,6 +27,8 @@ def write(records, steps):
         "",
     ]
     for name in SEEDS:
+        if not any(run["env"] == name for run in runs):
+            continue
         _picture([run for run in runs if run["env"] == name], name)
         for budget, limit in LIMITS[name].items():
             here = [run for run in runs if run["env"] == name and run["budget"] in (budget, "none")]
@@ -96,13 +98,22 @@ def _picture(runs, name):
                 _course(axes[3, column], duals[0, :, 0], duals[:, :, 1], colour, words)
         axes[0, column].set_title(f"{name}, {budget} limit {limit:g}")
         axes[1, column].axhline(limit, color="black", linestyle="--", linewidth=1)
-        axes[3, column].set(xlabel="environment steps", yscale="log")
+        axes[3, column].set(xlabel="environment steps")
+        axes[3, column].set_yscale("symlog", linthresh=0.1)
     for row, label in enumerate(("return", "discounted cost", "cost", "λ")):
         axes[row, 0].set_ylabel(label)
-    axes[0, 0].legend(fontsize=8)
+    axes[0, 0].legend(*_labels(axes), fontsize=8)
     figure.tight_layout()
     figure.savefig(RESULTS / f"algd_{name.lower()}.png", dpi=90)
     plt.close(figure)
+
+
+def _labels(axes):
+    """Return the handles and labels of all panels, each label once."""
+    found = {}
+    for axis in axes.flat:
+        found |= dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
+    return list(found.values()), list(found)
 
 
 def _course(axis, steps, values, colour, label):
