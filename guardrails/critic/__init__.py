@@ -8,7 +8,7 @@ from typing import Any
 from guardrails.critic.ensemble import Ensemble
 from guardrails.critic.horizon import critic_limit, critic_unit
 
-_LATE = {"SafetyCritic": "guardrails.critic.safety", "Transitions": "guardrails.critic.safety"}
+_LATE = {"SafetyCritic": "guardrails.critic.safety", "Transitions": "guardrails.critic.transitions"}
 """Names of modules that need torch, imported when the name is first used."""
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""A whole ensemble of multilayer perceptrons, evaluated as one."""
+"""A whole ensemble of multilayer perceptrons, evaluated as one, and behind an encoder of observations."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from guardrails.critic.ensemble import Ensemble
 from guardrails.critic.held import ACTIVATIONS, HeldEnsemble, affine
 
 
@@ -62,3 +63,51 @@ class EnsembleMLP(nn.Module):
             leading: ``(n_rows, n_leading)``; no gradient reaches them.
         """
         return HeldEnsemble(list(self.weights), list(self.biases), self.activation, leading)
+
+
+class Members(nn.Module):
+    """Encoder and perceptrons; ``(members, n_rows, n_actions, n_costs)``, with one action where actions are inputs.
+
+    Args:
+        encoder: makes ``(n_rows, n_features)`` of a batch of observations.
+        n_features: what it makes of one.
+        n_actions: dimensions of an action, or their number where they are discrete.
+        n_costs: outputs for each action.
+        settings: size and activation.
+        discrete: actions are indices.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, n_features: int, n_actions: int, n_costs: int, settings: Ensemble, *, discrete: bool
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.discrete, self.n_outputs, self.n_costs = discrete, (n_actions if discrete else 1), n_costs
+        n_inputs = n_features if discrete else n_features + n_actions
+        self.perceptrons = EnsembleMLP(
+            settings.members, n_inputs, self.n_outputs * n_costs, settings.hidden, settings.activation
+        )
+
+    def forward(self, features: torch.Tensor, actions: torch.Tensor | None, frozen: bool = False) -> torch.Tensor:
+        """Return the outputs of every member.
+
+        Args:
+            features: of the encoder.
+            actions: ``(n_rows, n_actions)``, None where they are indices.
+            frozen: let gradients pass to features and actions only.
+        """
+        inputs = features if actions is None else torch.cat([features, actions], dim=1)
+        outputs: torch.Tensor = self.perceptrons(inputs, frozen=frozen)
+        return outputs.view(len(outputs), len(features), self.n_outputs, self.n_costs)
+
+    def chosen(self, outputs: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """Return the outputs of the actions taken, ``(members, n_rows, n_costs)``.
+
+        Args:
+            outputs: of every action.
+            actions: as `forward` was given them, or indices, ``(n_rows, 1)``.
+        """
+        if not self.discrete:
+            return outputs[:, :, 0]
+        index = actions.long().view(1, -1, 1, 1).expand(len(outputs), -1, -1, outputs.shape[-1])
+        return outputs.gather(2, index)[:, :, 0]

@@ -6,7 +6,6 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,55 +13,10 @@ from torch import nn
 
 from guardrails.critic.ensemble import Ensemble
 from guardrails.critic.held import HeldEnsemble
-from guardrails.critic.networks import EnsembleMLP
+from guardrails.critic.networks import Members
 from guardrails.critic.state import load_named, named
+from guardrails.critic.transitions import Observations, Transitions
 from guardrails.errors import ConfigurationError
-
-Observations = Any
-"""A batch of observations as the host's own networks take them: a tensor, or tensors by key."""
-
-
-@dataclass(frozen=True)
-class Transitions:
-    """A batch of steps.
-
-    Args:
-        observations: n_rows of them.
-        actions: ``(n_rows, n_actions)``; indices, ``(n_rows, 1)``, where actions are discrete.
-        costs: ``(n_rows, n_costs)`` in the costs' units, discounted sums over n steps where the host takes n;
-            NaN for a row whose cost is not known, which teaches nothing.
-        next_observations: those that follow.
-        next_actions: the actions that the policy takes there, like ``actions``.
-        dones: ``(n_rows, 1)``, 1 where the episode ended and nothing follows.
-        discounts: γ, or ``(n_rows, 1)`` where it differs by row.
-    """
-
-    observations: Observations
-    actions: torch.Tensor
-    costs: torch.Tensor
-    next_observations: Observations
-    next_actions: torch.Tensor
-    dones: torch.Tensor
-    discounts: torch.Tensor | float
-
-
-class _Members(nn.Module):
-    """Encoder and perceptrons; ``(members, n_rows, n_actions, n_costs)``, with one action where actions are inputs."""
-
-    def __init__(self, encoder: nn.Module, n_features: int, n_actions: int, n_costs: int, critic: SafetyCritic) -> None:
-        super().__init__()
-        self.encoder = encoder
-        members, hidden = critic.settings.members, critic.settings.hidden
-        self.n_outputs = n_actions if critic.discrete else 1
-        n_inputs = n_features if critic.discrete else n_features + n_actions
-        activation = critic.settings.activation
-        self.perceptrons = EnsembleMLP(members, n_inputs, self.n_outputs * n_costs, hidden, activation)
-        self.n_costs = n_costs
-
-    def forward(self, features: torch.Tensor, actions: torch.Tensor | None, frozen: bool = False) -> torch.Tensor:
-        inputs = features if actions is None else torch.cat([features, actions], dim=1)
-        outputs: torch.Tensor = self.perceptrons(inputs, frozen=frozen)
-        return outputs.view(len(outputs), len(features), self.n_outputs, self.n_costs)
 
 
 class SafetyCritic:
@@ -121,7 +75,7 @@ class SafetyCritic:
         self.costs, self.discrete = tuple(costs), discrete
         self.settings = Ensemble() if settings is None else settings
         self.n_actions = n_actions
-        self.network = _Members(encoder, n_features, n_actions, len(costs), self).to(device)
+        self.network = Members(encoder, n_features, n_actions, len(costs), self.settings, discrete=discrete).to(device)
         self.target = copy.deepcopy(self.network).requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.settings.learning_rate, fused=True)
         self.updates = 0
@@ -139,7 +93,7 @@ class SafetyCritic:
 
     def values(self, observations: Observations, actions: torch.Tensor) -> torch.Tensor:
         """Return Q_c of each member, ``(members, n_rows, n_costs)``, in the costs' units; as `combine` takes them."""
-        return self._chosen(self._frozen(self.network, observations, actions), actions)
+        return self.network.chosen(self._frozen(self.network, observations, actions), actions)
 
     def risks(self, observations: Observations, actions: torch.Tensor) -> torch.Tensor:
         """Return Q̄_c + κ σ of each constraint, ``(n_rows, n_costs)``, differentiable in ``actions``."""
@@ -215,13 +169,13 @@ class SafetyCritic:
         known = ~batch.costs.isnan().any(dim=1, keepdim=True)
         with torch.no_grad():
             following = self._frozen(self.target, batch.next_observations, batch.next_actions)
-            following = self._chosen(following, batch.next_actions).clamp(self._low, self._high) / self._units
+            following = self.network.chosen(following, batch.next_actions).clamp(self._low, self._high) / self._units
             wanted = batch.costs.nan_to_num() / self._units + (1.0 - batch.dones) * batch.discounts * following
         with torch.enable_grad(), self._encoding():
             self._learning(True)
             features = self.network.encoder(batch.observations)
             outputs = self.network(features, None if self.discrete else batch.actions)
-            errors = (self._chosen(outputs, batch.actions) - wanted).square() * known
+            errors = (self.network.chosen(outputs, batch.actions) - wanted).square() * known
             loss = errors.sum() / known.sum().clamp(min=1)
             self.optimizer.zero_grad()
             torch.autograd.backward(loss)
@@ -233,22 +187,26 @@ class SafetyCritic:
                 for own, online in zip(self.target.buffers(), self.network.buffers(), strict=True):
                     own.copy_(online)
             if self.estimating:
-                self._estimate(self._chosen(outputs, batch.actions), known)
+                self._estimate(self.network.chosen(outputs, batch.actions), known)
         self.updates += 1
         self._losses.append(loss.detach())
 
     def _estimate(self, values: torch.Tensor, known: torch.Tensor) -> None:
-        means = (self.combine(values * self._units) * known).sum(dim=0) / known.sum().clamp(min=1)
-        self._estimates.append(means)
+        sums = (self.combine(values * self._units) * known).sum(dim=0)
+        self._estimates.append(torch.cat([sums, known.sum(dim=0)]))
 
     def take_estimates(self) -> torch.Tensor:
         """Return the mean risk of the actions learned from, at each update since the last call, ``(n, n_costs)``.
 
         They are by-products of learning, kept while ``estimating`` is True: the cost-to-go that the members expected
-        of the batch's own actions as the update began.
+        of the batch's own actions as the update began. An update that no row taught anything has none.
         """
         estimates, self._estimates = self._estimates, []
-        return torch.stack(estimates) if estimates else self._units.new_zeros(0, len(self.costs))
+        if not estimates:
+            return self._units.new_zeros(0, len(self.costs))
+        rows = torch.stack(estimates)
+        rows = rows[rows[:, -1] > 0.0]
+        return rows[:, :-1] / rows[:, -1:]
 
     def _learning(self, mode: bool) -> None:
         if self._stateful:  # the walk through all modules is worth it only where one of them has modes
@@ -260,19 +218,12 @@ class SafetyCritic:
         terms = self.settings.members * len(self.costs)
         return float(torch.stack(losses).mean()) / terms if losses else float("nan")
 
-    def _frozen(self, network: _Members, observations: Observations, actions: torch.Tensor | None) -> torch.Tensor:
+    def _frozen(self, network: Members, observations: Observations, actions: torch.Tensor | None) -> torch.Tensor:
         """Return outputs through which gradients reach the actions alone, in the costs' units."""
         with torch.no_grad(), self._encoding():
             features = network.encoder(observations)
         outputs: torch.Tensor = network(features, None if self.discrete else actions, frozen=True)
         return outputs * self._units
-
-    def _chosen(self, outputs: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-        """Return the outputs of the actions taken, ``(members, n_rows, n_costs)``."""
-        if not self.discrete:
-            return outputs[:, :, 0]
-        index = actions.long().view(1, -1, 1, 1).expand(len(outputs), -1, -1, outputs.shape[-1])
-        return outputs.gather(2, index)[:, :, 0]
 
     def combine(self, values: torch.Tensor) -> torch.Tensor:
         """Return Q̄_c + κ σ of `values`, over its first axis."""

@@ -102,6 +102,19 @@ def test_estimates_are_the_mean_risks_of_the_batch_as_the_update_begins_and_leav
     assert own.take_estimates().shape == (0, 2)
 
 
+def test_a_batch_of_which_no_cost_is_known_gives_no_estimate():
+    """An estimate of 0 would be taken for one of no cost, and lower the multiplier."""
+    own, known, unknown = critic(), transitions(), transitions()
+    own.estimating = True
+    unknown.costs[:] = float("nan")
+    wanted = own.risks(known.observations, known.actions).mean(dim=0)
+    for batch in (unknown, known, unknown):
+        own.update(batch)
+    assert torch.allclose(own.take_estimates(), wanted.unsqueeze(0), atol=1e-6)  # float32
+    own.update(unknown)
+    assert own.take_estimates().shape == (0, 2)
+
+
 @pytest.mark.parametrize("settings", [{"activation": "tanh"}, {"target_interval": 0}, {"target_interval": 1.5}])
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(ConfigurationError, match=next(iter(settings))):
