@@ -8,7 +8,7 @@ from sb3_envs import Drift, callback_of, learn, parameters, same, vec
 from sb3_hosts import SMALL, guarded, host
 from stable_baselines3 import PPO, SAC
 
-from guardrails import AttachError, ConfigurationError, Constraint, Gate, Guard, Require
+from guardrails import AttachError, ConfigurationError, Constraint, Dial, Gate, Guard, Require
 from guardrails.competence import FailureAvoidance
 from guardrails.critic import Ensemble, critic_unit
 from guardrails.schedulers import AdamLogDual, Augmented, DualAscent, Fixed
@@ -210,6 +210,41 @@ def test_the_score_loss_joins_the_gradient_of_the_actors_own_loss():
     assert torch.equal(*gradients[2:])
 
 
+def test_the_score_target_knows_every_constraint_and_the_dial_of_their_penalty():
+    """One limit of either side in units of their own; at a gate's first rung the dial is at its tight end."""
+    gate = Gate(Require(FailureAvoidance("cost"), at_least=0.99), name="gate")
+    guard = Guard(
+        Constraint("cost", limit=1.0, scheduler=Augmented(Fixed(0.7), 0.5)),
+        Constraint("worth", cost=lambda info: 3.0 * info["cost"] - 0.5, limit=2.0, sense=">=", scheduler=Fixed(0.4)),
+        Dial("penalty", gate.between(0.25, 1.0)),
+    )
+    model = wrapped(diffusion(env=environments()), guard).learn(60)
+    host, seams = safety_critic(model), callback_of(model).critic._seams
+    assert guard.dials["penalty"] == 0.25
+    generator = torch.Generator().manual_seed(0)
+    observations = torch.randn(20, 2, generator=generator)
+    samples = torch.randn(4, 20, 1, generator=generator)
+    with torch.no_grad():
+        for parameter in [*model.critic.parameters(), *host.critic.network.parameters()]:
+            parameter.mul_(2.0)  # young networks are nearly flat
+    energies, gradients = seams._slopes(observations, samples)
+    unit, (scale, _) = critic_unit(9, 0.99), [part.violation_scale for part in guard.constraints]
+    for index, drawn in enumerate(samples):
+        actions = drawn.clone().requires_grad_()
+        cost, worth = host.critic.risks(observations, actions).unbind(dim=1)
+        effective = (0.7 + 0.5 * (cost / unit - 1.0) / scale).clamp(min=0.0)
+        penalty = scale * unit * (effective**2 - 0.7**2) / (2.0 * 0.5) + 0.4 * (2.0 * unit - worth)
+        wanted = 0.25 * penalty - model.critic.at(observations)(actions).amin(dim=0).squeeze(-1)
+        assert torch.allclose(energies[index], wanted, atol=1e-5)  # float32
+        assert torch.allclose(gradients[index], torch.autograd.grad(wanted.sum(), actions)[0], atol=1e-5)
+
+
+def test_an_adam_that_is_not_to_be_fused_is_not():
+    model = diffusion(policy={"optimizer_kwargs": {"foreach": True}})
+    assert model.actor.optimizer.defaults["foreach"]
+    assert diffusion().actor.optimizer.defaults["fused"]
+
+
 def test_an_adapting_entropy_coefficient_is_refused_and_the_model_left_as_it_was():
     model = host(SAC, None, DiffusionPolicy, policy_kwargs=NETS)
     before = trace(model)
@@ -225,6 +260,8 @@ def test_an_adapting_entropy_coefficient_is_refused_and_the_model_left_as_it_was
         ({"sde": "vp"}, "give 've', 'ddpm', or a schedule"),
         ({"steps": 0}, "steps is 0"),
         ({"use_sde": True}, "Leave use_sde out"),
+        ({"net_arch": []}, "at least one hidden layer"),
+        ({"net_arch": {"pi": [16], "qf": []}}, "at least one hidden layer"),
     ],
 )
 def test_a_policy_that_cannot_be_built_says_why(settings, message):
@@ -240,6 +277,9 @@ def test_a_policy_that_cannot_be_built_says_why(settings, message):
         lambda: ve_schedule(3, sigma_min=2.0),
         lambda: algd.VESchedule((0.5, 0.1)),
         lambda: algd.DDPMSchedule((0.1, 1.0)),
+        lambda: algd.ddpm_schedule(3, beta_min=0.5, beta_max=0.1),
+        lambda: algd.make(Drift(), cost_limit=1.0, horizon=25, penalty_coefficient=-1.0),
+        lambda: algd.make(Drift(), cost_limit=1.0, horizon=25, learning_rate=lambda _: 1e-3),
     ],
 )
 def test_settings_out_of_range_are_refused(make):
@@ -271,11 +311,12 @@ class TestDecisionsOnTheCritic:
             assert evidence.n_rows == 0
 
     def test_episodes_move_gates_and_no_multiplier(self):
-        gate = Gate(Require(FailureAvoidance("fell"), at_least=0.2), name="gate")
+        gate = Gate(Require(FailureAvoidance("cost"), at_least=0.2), name="gate")
         constraint = Constraint("cost", limit=gate.between(1.0, 2.0), scheduler=DualAscent(0.1, initial=1.0))
         model, seen, _ = self.decisions(Guard(constraint), interval=10_000)
         assert len(seen) > 4
         assert all(evidence.gates["gate"].n_rows == evidence.n_rows > 0 for evidence, _ in seen)
+        assert not any(reason.verdict == "failed" for _, decision in seen for reason in decision.reasons)
         assert {decision.multipliers["cost"] for _, decision in seen} == {1.0}
         assert model.logger.name_to_value["guardrails/cost/episode_cost"] >= 0.0
 
@@ -335,6 +376,11 @@ class TestPreset:
         ]
         assert model.policy.score_matching == ScoreMatching(samples=4, beta=1.0, weight=0.1)
         assert model.policy.diffusion.sigmas == pytest.approx([10 ** (t / 2 - 2) for t in range(5)])
+
+    def test_the_targets_of_all_critics_follow_alike(self):
+        model = algd.make(Drift(), cost_limit=1.0, horizon=25, tau=0.05, target_update_interval=4)
+        settings = safety_critic(model).critic.settings
+        assert (settings.tau, settings.target_interval) == (model.tau, model.target_update_interval) == (0.05, 4)
 
     def test_an_odd_number_of_gradient_steps_keeps_the_targets_interval(self):
         model = algd.make(Drift(), cost_limit=1.0, horizon=25, gradient_steps=3)

@@ -44,7 +44,7 @@ class DiffusionPolicy(SACPolicy):
         score_matching: settings of the score loss that a guard adds.
 
     Raises:
-        ConfigurationError: if the diffusion is not known, or ``use_sde`` is asked for.
+        ConfigurationError: if the diffusion is not known, a network has no hidden layer, or ``use_sde`` is asked for.
     """
 
     actor: DiffusionActor  # type: ignore[assignment]  # it is called as SAC's own actor is
@@ -76,16 +76,21 @@ class DiffusionPolicy(SACPolicy):
                 "DiffusionPolicy explores by the noise of its diffusion; use_sde explores for Gaussian ones. "
                 "Leave use_sde out."
             )
+        widths = {"pi": [128, 128, 128], "qf": [256, 256]} if net_arch is None else net_arch
+        if not (all(widths.values()) if isinstance(widths, dict) else widths):
+            raise ConfigurationError(
+                f"DiffusionPolicy: net_arch is {net_arch!r}; give actor and critic at least one hidden layer each."
+            )
         # SACPolicy builds all networks in its constructor.
         self.diffusion = named_schedule(sde, steps)
         self.score_matching = ScoreMatching() if score_matching is None else score_matching
-        if optimizer_class is torch.optim.Adam:
+        if optimizer_class is torch.optim.Adam and not {"foreach", "differentiable"} & set(optimizer_kwargs or ()):
             optimizer_kwargs = {"fused": True} | (optimizer_kwargs or {})
         super().__init__(
             observation_space,
             action_space,
             lr_schedule,
-            {"pi": [128, 128, 128], "qf": [256, 256]} if net_arch is None else net_arch,
+            widths,
             activation_fn,
             features_extractor_class=features_extractor_class,
             features_extractor_kwargs=features_extractor_kwargs,

@@ -11,6 +11,7 @@ from guardrails import Constraint, Guard
 from guardrails.constraint import CostFunction
 from guardrails.critic import Ensemble, critic_unit
 from guardrails.schedulers import AdamLogDual, Augmented, ConstraintScheduler
+from guardrails.schedulers.base import check_number
 from guardrails_sb3.algd.policy import DiffusionPolicy
 from guardrails_sb3.algd.schedules import Schedule
 from guardrails_sb3.safety_critic import horizon as episode_steps
@@ -61,16 +62,23 @@ def make(
         horizon: steps of an episode; default: the environments' time limit.
         learning_rate: of all networks, and of ln λ.
         gamma: discount of rewards and costs.
-        **sac: further arguments of SAC, such as ``seed`` and ``tensorboard_log``, or others in place of these.
+        **sac: further arguments of SAC, such as ``seed`` and ``tensorboard_log``, or others in place of these; ``tau``
+            and ``target_update_interval`` are those of the cost critics too.
+
+    Raises:
+        ConfigurationError: if ``penalty_coefficient``, ``learning_rate`` or the limit is out of range.
+        AttachError: as `wrap` does.
 
     Example:
         >>> model = make(env, cost_limit=82.748, discounted=True)  # doctest: +SKIP
         >>> model.learn(100_000)  # doctest: +SKIP
     """
+    rate = check_number("algd.make", "learning_rate", learning_rate, low=0.0, open_low=True)
+    check_number("algd.make", "penalty_coefficient", penalty_coefficient, low=0.0)
     policy = {"sde": sde, "steps": steps, **sac.pop("policy_kwargs", {})}
     # SAC counts the interval of its targets within one call of train, so an odd number of steps is taken two by two.
     rounds = 1 if gradient_steps % 2 == 0 else 2
-    settings = {
+    settings: dict[str, Any] = {
         "buffer_size": 1_000_000,
         "learning_starts": 5_000,
         "batch_size": 256,
@@ -79,12 +87,12 @@ def make(
         "train_freq": rounds,
         "gradient_steps": rounds * gradient_steps,
         "ent_coef": 0.0,
-    }
-    model = SAC(DiffusionPolicy, env, learning_rate, gamma=gamma, policy_kwargs=policy, **settings | sac)
+    } | sac
+    model = SAC(DiffusionPolicy, env, learning_rate, gamma=gamma, policy_kwargs=policy, **settings)
     unit = critic_unit(episode_steps(model, horizon), gamma)
     if scheduler is None:
         scheduler = AdamLogDual(
-            learning_rate * dual_interval,
+            rate * dual_interval,
             initial=math.log(2.0),
             mean_smoothing=0.9**dual_interval,
             square_smoothing=0.999**dual_interval,
@@ -99,7 +107,7 @@ def make(
         hidden=(256, 256),
         learning_rate=learning_rate,
         tau=settings["tau"],
-        target_interval=2,
+        target_interval=settings["target_update_interval"],
         activation="silu",
     )
     return wrap(model, guard, cost_critic=critics, horizon=horizon, dual_interval=dual_interval)

@@ -216,9 +216,10 @@ def ddpm_schedule(
         [0.0001, 0.01005, 0.02]
     """
     count = whole_number("ddpm_schedule", "steps", steps)
+    high = check_number("ddpm_schedule", "beta_max", beta_max, low=0.0, open_low=True)
+    low = check_number("ddpm_schedule", "beta_min", beta_min, low=0.0, high=high, open_low=True)
     if count == 1:
-        return DDPMSchedule((beta_max,), guidance)
-    low, high = (float(end) for end in (beta_min, beta_max))
+        return DDPMSchedule((high,), guidance)
     return DDPMSchedule(tuple(low + (high - low) * t / (count - 1) for t in range(count)), guidance)
 
 
