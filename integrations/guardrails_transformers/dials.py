@@ -124,6 +124,15 @@ class Dials:
             target.restore()
 
 
+def steps_in_backward(trainer: Any) -> str:
+    """Return the name of a trainer's optimizer if it steps while gradients are computed, else an empty text."""
+    optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)  # accelerate's wrapper, after a training
+    own = getattr(trainer, "optimizer_cls_and_kwargs", None)
+    kind = own[0] if own else type(optimizer) if optimizer is not None else None
+    name = str(getattr(trainer.args.optim, "value", trainer.args.optim)) if kind is None else kind.__name__
+    return name if name in _STEPPING or (kind is None and name.endswith(_IN_BACKWARD)) else ""
+
+
 def _target(trainer: Any, owner: str, path: str, host: str) -> Target:
     if path in SMOOTHING:
         return _smoothing(trainer, owner, host)
@@ -172,17 +181,14 @@ def _check_rate(trainer: Any, host: str) -> None:
             f"Dial '{LEARNING_RATE}' does not turn on this {host}: DeepSpeed makes the optimizer's step where a "
             "callback cannot reach it. Leave the dial out."
         )
-    optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)  # accelerate's wrapper, after a training
-    own = getattr(trainer, "optimizer_cls_and_kwargs", None)
-    kind = own[0] if own else type(optimizer) if optimizer is not None else None
-    name = str(getattr(trainer.args.optim, "value", trainer.args.optim)) if kind is None else kind.__name__
-    if name in _STEPPING or (kind is None and name.endswith(_IN_BACKWARD)):
+    name = steps_in_backward(trainer)
+    if name:
         raise AttachError(
             f"Dial '{LEARNING_RATE}' does not turn on this {host}: the optimizer {name} steps while the gradients are "
             "computed, before a decision. Take another optimizer, such as optim='adamw_torch', or leave the dial out."
         )
-    if optimizer is not None:
-        _check_own_rate(optimizer)
+    if trainer.optimizer is not None:
+        _check_own_rate(trainer.optimizer)
 
 
 def _check_own_rate(optimizer: Any) -> None:

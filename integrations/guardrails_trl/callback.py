@@ -136,6 +136,7 @@ class GuardrailsCallback(AttachedCallback):
         if self._refining is not None:
             self._refining.detach()
         self._dials = self._refining = self._host = None
+        self._functions = {}  # some of which read the trainer
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Log what the refinement's term was over the micro-batches of an optimizer step."""
@@ -156,18 +157,18 @@ class GuardrailsCallback(AttachedCallback):
         completion_ids_list: list[list[int]],
     ) -> Tensor:
         """Score costs as further columns of the host's rewards, and return the rewards alone."""
-        host = self._attached()
+        host, by_constraint = self._attached(), self._functions
         functions = {
             f"{PREFIX}{name}/cost" + (f"[{i}]" if i else ""): function
-            for name, parts in self._functions.items()
+            for name, parts in by_constraint.items()
             for i, function in enumerate(parts)
         } | {f"{PREFIX}length": _lengths}
         with host.scoring_with(functions, has_async=self._has_async):
             columns = original(inputs, prompts, completions, completion_ids_list)
         n_rewards = columns.shape[1] - len(functions)
         rewards, remaining = columns[:, :n_rewards], columns[:, n_rewards:]
-        parts = torch.split(remaining, [*map(len, self._functions.values()), 1], dim=1)
-        costs = {name: part.sum(dim=1) for name, part in zip(self._functions, parts[:-1], strict=True)}
+        parts = torch.split(remaining, [*map(len, by_constraint.values()), 1], dim=1)
+        costs = {name: part.sum(dim=1) for name, part in zip(by_constraint, parts[:-1], strict=True)}
         total = host.total_rewards(rewards)
         if total.isnan().any():
             _warn_unscored(host, columns, n_rewards, prompts, completions)

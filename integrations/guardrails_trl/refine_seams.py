@@ -17,6 +17,7 @@ from trl.trainer.rloo_trainer import RLOOTrainer
 from trl.trainer.utils import use_adapter
 
 from guardrails import AttachError
+from guardrails_transformers.dials import steps_in_backward
 from guardrails_trl.seams import SCORE, SUPPORTED, Host
 
 STEP = "training_step"
@@ -89,7 +90,7 @@ class RefineSeams:
     def learns_apart(self) -> bool:
         """Whether this process may run passes that the others do not run, each with a backward of its own."""
         args = self._trainer.args
-        fused = str(getattr(args.optim, "value", args.optim)) in ("lomo", "adalomo")  # which step within the backward
+        fused = bool(steps_in_backward(self._trainer))  # each backward would be a step of its own
         counted = bool(args.ddp_static_graph) and not self._host.is_alone  # by DDP: each backward's gradients
         return not (self._sharded or self._trainer.is_deepspeed_enabled or fused or counted)
 

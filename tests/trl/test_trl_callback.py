@@ -262,14 +262,15 @@ def test_detach_refuses_to_remove_what_somebody_else_wrapped(random_model, tmp_p
 
 
 def test_a_kept_callback_does_not_keep_a_detached_trainer_alive(random_model, tmp_path):
-    trainer = build_trainer(random_model, tmp_path)
-    callback = guard_trainer(trainer)
+    trainer = build_trainer(random_model, tmp_path, beta=0.1)
+    divergence = Constraint("divergence", limit=0.1, cost="kl", scheduler=Fixed(0.3))  # its cost reads the host
+    callback = guard_trainer(trainer, fillers_constraint(), divergence)
     callback.detach()
     gone = weakref.ref(trainer)
     del trainer
     gc.collect()
     assert gone() is None
-    assert callback.guard.multipliers == {"fillers": 0.5}
+    assert callback.guard.multipliers == {"fillers": 0.5, "divergence": 0.3}
 
 
 def test_an_error_in_a_cost_leaves_the_hosts_lists_as_they_were(random_model, tmp_path):

@@ -9,6 +9,7 @@ from packaging.version import Version
 from refined_gradients import ANY, WEIGHT, Gradients, assert_close, divisors, edit, expected_gradient, run
 from tiny_trl import build_trainer, logged
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
 from trl import GRPOTrainer
 
 from guardrails import AttachError, Guard, Refinement
@@ -51,6 +52,18 @@ def test_the_sum_is_clipped(speaking_model, tmp_path):
     assert norm > 1e-2
     assert logged(trainer, "grad_norm") == [pytest.approx(float(WEIGHT * norm), rel=1e-4)]  # of float32 gradients
     assert_close(measured[0], {name: 1e-2 * value / norm for name, value in expected.items()})
+
+
+def test_an_optimizer_that_steps_in_the_backward_steps_once(speaking_model, tmp_path):
+    """As layerwise GaLore and APOLLO do, by hooks on the parameters: a pass apart would be a step of its own."""
+    steps = []
+
+    def prepare(trainer):
+        trainer.optimizer = LayerWiseDummyOptimizer({}, lr=1e-3)
+        trainer.model.get_input_embeddings().weight.register_post_accumulate_grad_hook(steps.append)
+
+    run(speaking_model, tmp_path, refinement=EDITING, prepare=prepare)
+    assert len(steps) == 1
 
 
 def test_their_time_is_part_of_the_hosts_step(speaking_model, tmp_path):
