@@ -160,6 +160,14 @@ def test_a_guarded_run_that_is_saved_and_resumed_equals_one_that_was_not(tmp_pat
     assert same(everything(through), everything(resumed))
 
 
+def test_a_generator_of_another_kind_of_device_starts_afresh_and_says_so(caplog):
+    seams = callback_of(wrapped(diffusion(), own_guard())).critic._seams
+    before = seams.tensors()["generator"]
+    seams.load_tensors({"generator": torch.zeros(16, dtype=torch.uint8)})  # as a GPU's is
+    assert torch.equal(seams.tensors()["generator"], before)
+    assert "starts afresh" in caplog.text
+
+
 def trace(model):
     optimizers = (model.actor.optimizer, model.critic.optimizer)
     hooks = [tuple(each._optimizer_step_pre_hooks) for each in optimizers]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,6 +14,8 @@ from guardrails_sb3.algd.policy import DiffusionPolicy
 from guardrails_sb3.algd.score import energy, score_loss, score_target
 from guardrails_sb3.off_policy_seams import ActorSeams, Learn
 from guardrails_sb3.safety_critic import HostCritic
+
+logger = logging.getLogger(__name__)
 
 _NEGLIGIBLE = 1e-9
 """Weight below which a sample adds nothing to its target in single precision."""
@@ -104,9 +107,17 @@ class DiffusionSeams(ActorSeams):
         return {"generator": self._generator.get_state()}
 
     def load_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Restore what `tensors` returned."""
-        if "generator" in tensors:
-            self._generator.set_state(tensors["generator"])
+        """Restore what `tensors` returned; noise starts afresh where another kind of device drew it."""
+        state = tensors.get("generator")
+        if state is None:
+            return
+        if state.shape != self._generator.get_state().shape:
+            logger.warning(
+                "The run was saved on another kind of device, whose random numbers this one cannot continue: the noise "
+                "of the score loss starts afresh."
+            )
+            return
+        self._generator.set_state(state)
 
 
 def is_diffusion(policy: nn.Module) -> bool:
