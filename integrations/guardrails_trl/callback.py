@@ -138,6 +138,14 @@ class GuardrailsCallback(AttachedCallback):
         self._dials = self._refining = self._host = None
         self._functions = {}  # some of which read the trainer
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Open the ledger, and begin with nothing of a step that an earlier training did not end."""
+        super().on_train_begin(args, state, control, **kwargs)
+        if self._refining is not None:
+            self._refining.begin()
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Log what the refinement's term was over the micro-batches of an optimizer step."""
         if self._refining is not None:

@@ -177,6 +177,10 @@ class RefinedLoss:
         self._count(self._nll, copied.sum() + learned.sum())
         return own, None if entropies is None else entropies[:n_rows, :logits_to_keep], *others
 
+    def forget(self) -> None:
+        """Leave out of the next mean what was learned since the last flush."""
+        self._sums = None
+
     def flush(self) -> float | None:
         """Return the mean of -log π per learned token since the last flush, over all processes; None without any."""
         sums = self._sums if self._sums is not None else torch.zeros(2)

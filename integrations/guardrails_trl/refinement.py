@@ -175,6 +175,11 @@ class Refining:
             counts = {"step": step, "rows": n_rows, "refined": n_refined, "accepted": n_accepted}
             ledger.note("refinement", {**counts, "examples": _examples(refined, written)})
 
+    def begin(self) -> None:
+        """Forget what was learned and not logged; corrections still in the host's batches stay."""
+        self._learned = self._learning
+        self._loss.forget()
+
     def flush(self, prefix: str) -> None:
         """Log the term's loss of an optimizer step; every process calls it."""
         mean = self._loss.flush() if self._learned else None

@@ -1,5 +1,6 @@
 """Passes of changed rows alone: when they come, what scales and clips them, and whose step they are part of."""
 
+import math
 import time
 
 import pytest
@@ -8,7 +9,7 @@ import trl
 from packaging.version import Version
 from refined_gradients import ANY, WEIGHT, Gradients, assert_close, divisors, edit, expected_gradient, run
 from tiny_trl import build_trainer, logged
-from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM, TrainerCallback
 from transformers.trainer_pt_utils import LayerWiseDummyOptimizer
 from trl import GRPOTrainer
 
@@ -125,6 +126,26 @@ def test_an_error_within_a_step_leaves_nothing_on_the_accelerator(speaking_model
     assert set(vars(trainer.accelerator)) == before
     callback.detach()
     assert not {"training_step", "compute_loss"} & set(vars(trainer))
+
+
+def test_a_step_that_was_interrupted_is_not_in_the_loss_logged_next(speaking_model, tmp_path):
+    class Interrupts(TrainerCallback):
+        def on_substep_end(self, args, state, control, **kwargs):
+            raise KeyboardInterrupt
+
+    trainer = build_trainer(speaking_model, tmp_path, gradient_accumulation_steps=2, learning_rate=0.0)
+    everything = Refinement(FunctionRefiner(replaced), WEIGHT, accept=ANY)
+    trainer.add_callback(GuardrailsCallback(trainer, Guard(everything), ledger=False))
+    trainer.add_callback(Interrupts)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer.remove_callback(Interrupts)
+    with torch.no_grad():
+        for weights in trainer.model.parameters():
+            weights.zero_()
+    trainer.train()
+    uniform = math.log(len(trainer.processing_class))
+    assert logged(trainer, "guardrails/refinement/loss") == [pytest.approx(uniform, rel=1e-5)]  # sums in float32
 
 
 @pytest.fixture(scope="module")
