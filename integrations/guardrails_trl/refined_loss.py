@@ -43,7 +43,7 @@ class RefinedLoss:
         self._inputs: tuple[dict[str, Any], Tensor] | None = None
         self._nll: Tensor | None = None
         self._waits = False
-        self._waiting: Callable[[], Tensor] | None = None
+        self._waiting: list[Callable[[], Tensor]] = []
         self._late: Tensor | None = None
         self._sums: Tensor | None = None
 
@@ -90,7 +90,7 @@ class RefinedLoss:
         if len(rows) and self._seams.learns_apart:
             parts = rows.split((len(lengths) + 1) // 2)
             if self._waits:
-                self._waiting = partial(self._learn_apart, model, inputs, parts, factor)
+                self._waiting.append(partial(self._learn_apart, model, inputs, parts, factor))
             else:
                 apart = self._learn_apart(model, inputs, parts, factor)
             rows = rows[:0]
@@ -116,12 +116,13 @@ class RefinedLoss:
             self._learn_waiting()  # a step of the user's own may have called the backward of its loss by itself
             return loss if self._late is None else loss + self._seams.scaled(self._late)
         finally:
-            self._waits, self._waiting, self._late = False, None, None
+            self._waits, self._waiting, self._late = False, [], None
 
     def _learn_waiting(self) -> None:
-        waiting, self._waiting = self._waiting, None
-        if waiting is not None:
-            self._late = waiting()
+        waiting, self._waiting = self._waiting, []  # one each time that the step has computed its loss
+        for learn in waiting:
+            late = learn()
+            self._late = late if self._late is None else self._late + late
 
     def _learn_apart(self, model: Any, inputs: dict[str, Any], parts: Sequence[Tensor], factor: float) -> Tensor:
         """Add the gradient of the term of some rows, a part of them at a time; return the term."""

@@ -94,6 +94,22 @@ def test_a_step_that_calls_the_backward_by_itself_learns_them_too(speaking_model
     assert_close(measured[0], {name: WEIGHT * value for name, value in expected.items()})
 
 
+def test_a_step_that_computes_its_loss_in_parts_learns_all_of_them(speaking_model, tmp_path):
+    class Halves(GRPOTrainer):
+        def training_step(self, model, inputs, num_items_in_batch):
+            model.train()
+            whole = self._prepare_inputs(inputs)
+            for half in (slice(0, 4), slice(4, 8)):
+                part = {name: value[half] if getattr(value, "ndim", 0) else value for name, value in whole.items()}
+                self.compute_loss(model, part).backward()
+            self._step += 1
+            return torch.zeros(())
+
+    trainer, measured, batches = run(speaking_model, tmp_path, refinement=EDITING, cls=Halves, loss_type="dr_grpo")
+    expected = expected_gradient(trainer, batches, [4.0 * 6] * 2, edit)
+    assert_close(measured[0], {name: WEIGHT * value for name, value in expected.items()})
+
+
 def test_a_loss_computed_outside_of_a_step_has_the_term_at_once(speaking_model, tmp_path):
     """As by a script that asks for the loss itself: nothing waits for a backward that may never come."""
     trainer = build_trainer(speaking_model, tmp_path, learning_rate=0.0)
