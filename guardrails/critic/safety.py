@@ -88,7 +88,7 @@ class SafetyCritic:
         self.network.eval()
         self._online: list[torch.Tensor] = list(self.network.parameters())
         self._followed: list[torch.Tensor] = list(self.target.parameters())
-        self._losses: list[torch.Tensor] = []
+        self._losses: tuple[torch.Tensor | float, int] = 0.0, 0
         self._estimates: list[torch.Tensor] = []
 
     def values(self, observations: Observations, actions: torch.Tensor) -> torch.Tensor:
@@ -189,7 +189,7 @@ class SafetyCritic:
             if self.estimating:
                 self._estimate(self.network.chosen(outputs, batch.actions), known)
         self.updates += 1
-        self._losses.append(loss.detach())
+        self._losses = self._losses[0] + loss.detach(), self._losses[1] + 1
 
     def _estimate(self, values: torch.Tensor, known: torch.Tensor) -> None:
         sums = (self.combine(values * self._units) * known).sum(dim=0)
@@ -214,9 +214,9 @@ class SafetyCritic:
 
     def take_loss(self) -> float:
         """Return the mean squared error of the updates since the last call, in squared units; NaN without any."""
-        losses, self._losses = self._losses, []
-        terms = self.settings.members * len(self.costs)
-        return float(torch.stack(losses).mean()) / terms if losses else float("nan")
+        (total, count), self._losses = self._losses, (0.0, 0)
+        terms = self.settings.members * len(self.costs) * count
+        return float(total) / terms if terms else float("nan")
 
     def _frozen(self, network: Members, observations: Observations, actions: torch.Tensor | None) -> torch.Tensor:
         """Return outputs through which gradients reach the actions alone, in the costs' units."""

@@ -111,6 +111,10 @@ class OffPolicyGuard(BaseCallback):
         if not self._released and self.critic is not None:
             self.critic.collecting()
 
+    def _on_training_end(self) -> None:
+        if self.critic is not None:
+            self.critic.rest()
+
     def _on_step(self) -> bool:
         if self._released:
             return True

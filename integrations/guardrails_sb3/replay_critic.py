@@ -133,6 +133,10 @@ class ReplayCritic:
         """Forget the environments in ``starts``: they begin an episode."""
         self._predictions.begin(starts)
 
+    def rest(self) -> None:
+        """Note that ``learn`` is over: who asks the host's networks from now on is not its ``train``."""
+        self._batch = None
+
     def collecting(self) -> None:
         """Note that the host leaves ``train``, and check that the critic was with it there.
 

@@ -1,5 +1,7 @@
 """A diffusion policy in an untouched SAC: acting, learning, saving, and what a guard adds and takes away again."""
 
+import gc
+
 import numpy as np
 import pytest
 import torch
@@ -245,6 +247,30 @@ def test_the_score_target_knows_every_constraint_and_the_dial_of_their_penalty()
         wanted = 0.25 * penalty - model.critic.at(observations)(actions).amin(dim=0).squeeze(-1)
         assert torch.allclose(energies[index], wanted, atol=1e-5)  # float32
         assert torch.allclose(gradients[index], torch.autograd.grad(wanted.sum(), actions)[0], atol=1e-5)
+
+
+def test_after_learn_the_critic_tells_rewards_alone_also_where_gradients_are_wanted():
+    model = guarded(diffusion(), Constraint("cost", limit=0.2, scheduler=Fixed(3.0))).learn(60)
+    observations, actions = torch.zeros(4, 2), torch.zeros(4, 1)
+    plain = model.critic(observations, actions)[0]
+    assert torch.allclose(model.critic(observations, actions.clone().requires_grad_())[0], plain, atol=1e-6)  # float32
+    seams, updates = callback_of(model).critic._seams, model._n_updates
+    acted = seams.acted
+    model.learn(20, reset_num_timesteps=False)
+    assert seams.acted - acted == model._n_updates - updates > 0  # and the next one is guarded again
+
+
+def test_where_no_episode_ends_losses_do_not_pile_up():
+    model = wrapped(diffusion(env=vec(1, kind=Drift, length=10**9)), own_guard())
+
+    def held():
+        gc.collect()
+        return sum(type(each) is torch.Tensor and each.dim() == 0 for each in gc.get_objects())
+
+    model.learn(60)
+    before = held()
+    model.learn(60, reset_num_timesteps=False)
+    assert held() < before + 10  # and 60 gradient steps
 
 
 def test_an_adam_that_is_not_to_be_fused_is_not():

@@ -49,7 +49,7 @@ class DiffusionSeams(ActorSeams):
         self._actor, self._settings = model.policy.actor, model.policy.score_matching
         self._spreads = torch.tensor(self._actor.schedule.spreads, device=model.device)
         self._generator = torch.Generator(model.device).manual_seed(int(model.seed or 0))
-        self._losses: list[torch.Tensor] = []
+        self._losses: tuple[torch.Tensor | float, int] = 0.0, 0
 
     def install(self) -> None:
         """Put hooks in."""
@@ -70,7 +70,7 @@ class DiffusionSeams(ActorSeams):
         with torch.enable_grad():
             loss = score_loss(self._actor.scores(path.observations, visited, steps), target)
             torch.autograd.backward(self._settings.weight * loss)
-        self._losses.append(loss.detach())
+        self._losses = self._losses[0] + loss.detach(), self._losses[1] + 1
 
     def _slopes(self, observations: Any, samples: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return energies ``(N, n_rows)`` and their gradients by the actions ``(N, n_rows, n_actions)``.
@@ -99,8 +99,8 @@ class DiffusionSeams(ActorSeams):
 
     def take_metrics(self) -> dict[str, float]:
         """Return the mean score loss of the gradient steps since the last call."""
-        losses, self._losses = self._losses, []
-        return {"score_loss": float(torch.stack(losses).mean())} if losses else {}
+        (total, count), self._losses = self._losses, (0.0, 0)
+        return {"score_loss": float(total) / count} if count else {}
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the state of the random generator."""
