@@ -136,6 +136,8 @@ class AttachedCallback(TrainerCallback):
             raise
         finally:
             self._training = False
+            if self._ledger is not None:
+                self._ledger.flush()
             self._put_back()
 
     def _put_back(self) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,9 @@ from guardrails_trl.refinement import Refined, Refining, Written
 from guardrails_trl.seams import GENERATE_AND_SCORE, SCORE, Host
 
 logger = logging.getLogger(__name__)
+
+_UNKNOWN = 1e9
+"""Nats per token of a completion of which the host computed nothing: no metric takes it for competent."""
 
 
 class _Scored(NamedTuple):
@@ -226,7 +230,7 @@ class GuardrailsCallback(AttachedCallback):
             completions=scored.texts[1] if alone else None,
             infos=scored.inputs if alone else None,
             edit_ratio=None if refined is None else refined.edit_ratio,
-            **(host.divergences(output) if self._guard.requires & {"entropy", "kl"} else {}),
+            **(_known(host.divergences(output)) if self._guard.requires & {"entropy", "kl"} else {}),
         )
         decision = self._guard.step(rollout)
         host.log("train", {f"{PREFIX}{name}": value for name, value in decision.metrics().items()})
@@ -280,6 +284,11 @@ def _written(host: Host, scored: _Scored) -> Written:
 def _lengths(completion_ids: list[list[int]], **columns: Any) -> list[float]:
     """Score completions by their tokens, so that the host gathers these along with everything it scores."""
     return [float(len(ids)) for ids in completion_ids]
+
+
+def _known(columns: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+    """Return ``columns`` with NaN as `_UNKNOWN`: one hidden row is no failure of a whole metric."""
+    return {name: [_UNKNOWN if math.isnan(value) else value for value in rows] for name, rows in columns.items()}
 
 
 def _column(values: Tensor) -> Any:

@@ -3,6 +3,7 @@
 import gc
 import json
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -65,6 +66,8 @@ def test_after_an_interrupted_training_an_evaluation_or_a_loss_is_none_of_the_gu
     assert trainer.is_in_train  # what the host says of itself is of no use
     before = guard.state_dict()
     assert before["step"] == 4  # three steps and an evaluation
+    recorded = (Path(trainer.args.output_dir) / "guardrails" / "ledger.jsonl").read_text().splitlines()
+    assert len(recorded) == 1 + 4
     trainer.evaluate()
     assert guard.state_dict() == before
     batch = {"features": torch.randn(5, 3), "labels": torch.tensor([0, 1, 0, 1, 1])}

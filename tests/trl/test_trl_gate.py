@@ -223,6 +223,24 @@ def test_entropy_and_divergence_come_from_the_hosts_own_log_probabilities(random
     assert len(passes) == 3 * 2 + 6  # policy and reference per generation, and one per loss: none of ours
 
 
+@pytest.mark.parametrize("kind", ["grpo", "rloo"])
+def test_a_completion_that_is_masked_as_truncated_is_no_evidence_of_competence_and_no_failure(
+    random_model, tmp_path, kind
+):
+    metric = TokenEntropy(maximum=1e3)
+    gate = Gate(Require(metric, at_least=0.1), rungs=2, dwell=0, confidence=0.1)
+    twice = {"num_iterations": 2} if kind == "grpo" else {}
+    settings = {"kind": kind, "mask_truncated_completions": True, "max_completion_length": 8, "max_steps": 1} | twice
+    dial = Dial("penalty", gate.between(1.0, 0.5))
+    trainer, callback = guarded(random_model, tmp_path, fixed_cost(), dial, **settings)
+    seen, step = [], callback.guard.step
+    callback.guard.step = lambda rollout: seen.append(rollout) or step(rollout)
+    trainer.train()
+    hidden = seen[0].entropy == 1e9
+    assert 0 < hidden.sum() < len(hidden)
+    assert (metric.measure(seen[0]) > 0.9).tolist() == (~hidden).tolist()
+
+
 def test_columns_the_host_does_not_compute_are_refused(random_model, tmp_path):
     def attach(metric, **settings):
         trainer = build_trainer(random_model, tmp_path, **settings)
