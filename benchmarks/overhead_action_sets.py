@@ -12,12 +12,12 @@ processor time of this process.
 from __future__ import annotations
 
 import argparse
-import time
-from dataclasses import dataclass
+from functools import partial
 
 import gymnasium as gym
 import numpy as np
 import torch
+from alternating import Row, alternate, show
 from stable_baselines3 import PPO
 
 from guardrails import Guard
@@ -38,27 +38,6 @@ VARIANTS = {
 """Name to sets and the least ratio promised."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the table.
-
-    Args:
-        variant: what was measured.
-        steps_per_second: median over the rounds.
-        ratio: median over the rounds of guarded over unguarded.
-        low: lower quartile of that ratio.
-        high: upper quartile of it.
-        target: the least ratio promised, NaN where none is.
-    """
-
-    variant: str
-    steps_per_second: float
-    ratio: float
-    low: float
-    high: float
-    target: float
-
-
 def _model(sets):
     model = PPO("MlpPolicy", gym.make("HalfCheetah-v5"), n_steps=N_STEPS, seed=0, device="cpu")
     return model if sets is None else wrap(model, Guard(*sets()))
@@ -66,34 +45,16 @@ def _model(sets):
 
 def measure(rounds: int) -> list[Row]:
     """Return one row per variant, over ``rounds`` alternating rounds after one to warm up."""
-    variants = ["plain PPO", *VARIANTS]
-    targets = {"plain PPO": float("nan")} | {name: target for name, (_, target) in VARIANTS.items()}
-    models = {variant: _model(VARIANTS[variant][0] if variant in VARIANTS else None) for variant in variants}
-    speeds: dict[str, list[float]] = {variant: [] for variant in variants}
-    for turn in range(rounds + 1):
-        first = turn % len(variants)
-        for variant in variants[first:] + variants[:first]:
-            start = time.process_time()
-            models[variant].learn(N_STEPS, reset_num_timesteps=False)
-            if turn:
-                speeds[variant].append(N_STEPS / (time.process_time() - start))
-    rows = []
-    for variant in variants:
-        ratios = np.array(speeds[variant]) / np.array(speeds["plain PPO"])
-        low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
-        rows.append(Row(variant, float(np.median(speeds[variant])), middle, low, high, targets[variant]))
-    return rows
+    models = {"plain PPO": _model(None)} | {name: _model(sets) for name, (sets, _) in VARIANTS.items()}
+    runs = {name: partial(model.learn, N_STEPS, reset_num_timesteps=False) for name, model in models.items()}
+    return alternate(runs, N_STEPS, rounds, {name: target for name, (_, target) in VARIANTS.items()})
 
 
 def main(rounds: int = 12) -> list[Row]:
     """Print the table and return its rows."""
     torch.set_num_threads(1)
     rows = measure(rounds)
-    print(f"{'':32}{'steps/s':>9}{'ratio':>8}{'quartiles':>16}{'target':>9}")
-    for row in rows:
-        target = "" if np.isnan(row.target) else f">= {row.target:.2f}"
-        spread = f"{row.low:.3f} to {row.high:.3f}"
-        print(f"{row.variant:32}{row.steps_per_second:9.0f}{row.ratio:8.3f}{spread:>16}{target:>9}")
+    show(rows)
     return rows
 
 

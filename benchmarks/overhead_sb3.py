@@ -16,13 +16,12 @@ which other processes of the machine do not enter.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Collection
-from dataclasses import dataclass
+from functools import partial
 
 import gymnasium as gym
-import numpy as np
 import torch
+from alternating import Row, alternate, show
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 
@@ -58,27 +57,6 @@ class SpeedCost(gym.Wrapper):
         return observation, reward, terminated, truncated, info
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the table.
-
-    Args:
-        variant: what was measured.
-        steps_per_second: median over the rounds; for SAC also its gradient steps per second.
-        ratio: median over the rounds of guarded over unguarded.
-        low: lower quartile of that ratio.
-        high: upper quartile of it.
-        target: the least ratio promised, NaN for the baseline.
-    """
-
-    variant: str
-    steps_per_second: float
-    ratio: float
-    low: float
-    high: float
-    target: float
-
-
 def _model(kind: type[BaseAlgorithm], critic: bool | Ensemble | None) -> BaseAlgorithm:
     env = SpeedCost(gym.make("Hopper-v5"))
     if kind is PPO:
@@ -98,33 +76,20 @@ def measure(kind: type[BaseAlgorithm], rounds: int) -> list[Row]:
     if WARM_UP[kind]:
         for model in models.values():
             model.learn(WARM_UP[kind])
-    names, steps = list(models), STEPS[kind]
-    speeds: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(rounds + 1):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
-            start = time.process_time()
-            models[name].learn(steps, reset_num_timesteps=False)
-            if turn:
-                speeds[name].append(steps / (time.process_time() - start))
-    rows = []
-    for name in names:
-        ratios = np.array(speeds[name]) / np.array(speeds["unguarded"])
-        low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
-        target = VARIANTS[kind].get(name, (None, float("nan")))[1]
-        rows.append(Row(f"SB3 {kind.__name__} {name}", float(np.median(speeds[name])), middle, low, high, target))
-    return rows
+    name = f"SB3 {kind.__name__}"
+    runs = {
+        f"{name} {variant}": partial(model.learn, STEPS[kind], reset_num_timesteps=False)
+        for variant, model in models.items()
+    }
+    targets = {f"{name} {variant}": target for variant, (_, target) in VARIANTS[kind].items()}
+    return alternate(runs, STEPS[kind], rounds, targets)
 
 
 def main(rounds: int = 12, only: Collection[str] = ("PPO", "SAC")) -> list[Row]:
     """Print the table and return its rows."""
     torch.set_num_threads(1)
     rows = [row for kind in VARIANTS if kind.__name__ in only for row in measure(kind, rounds)]
-    print(f"{'':44}{'steps/s':>9}{'ratio':>8}{'quartiles':>16}{'target':>9}")
-    for row in rows:
-        target = "" if np.isnan(row.target) else f">= {row.target:.2f}"
-        spread = f"{row.low:.3f} to {row.high:.3f}"
-        print(f"{row.variant:44}{row.steps_per_second:9.0f}{row.ratio:8.3f}{spread:>16}{target:>9}")
+    show(rows)
     return rows
 
 
