@@ -152,7 +152,7 @@ class Evaluation:
 
 
 def affine(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Return x W + b of every member; a matrix product with a single column is slower than the sum it stands for."""
-    if weight.shape[-1] == 1:
+    """Return x W + b of every member; products of several with a single column are slower than the sums they are."""
+    if weight.shape[-1] == 1 and len(weight) > 1:
         return (inputs * weight.transpose(1, 2)).sum(dim=-1, keepdim=True) + bias
     return torch.baddbmm(bias, inputs, weight)

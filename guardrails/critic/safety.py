@@ -166,18 +166,22 @@ class SafetyCritic:
 
     def update(self, batch: Transitions) -> None:
         """Take one step of temporal-difference learning, and let the target network follow."""
-        known = ~batch.costs.isnan().any(dim=1, keepdim=True)
+        known = None if batch.complete else ~batch.costs.isnan().any(dim=1, keepdim=True)
         with torch.no_grad():
             following = self._frozen(self.target, batch.next_observations, batch.next_actions)
             following = self.network.chosen(following, batch.next_actions).clamp(self._low, self._high) / self._units
-            wanted = batch.costs.nan_to_num() / self._units + (1.0 - batch.dones) * batch.discounts * following
+            costs = batch.costs if known is None else batch.costs.nan_to_num()
+            wanted = costs / self._units + (1.0 - batch.dones) * batch.discounts * following
         with torch.enable_grad(), self._encoding():
             self._learning(True)
             features = self.network.encoder(batch.observations)
             outputs = self.network(features, None if self.discrete else batch.actions)
-            errors = (self.network.chosen(outputs, batch.actions) - wanted).square() * known
-            loss = errors.sum() / known.sum().clamp(min=1)
-            self.optimizer.zero_grad()
+            errors = (self.network.chosen(outputs, batch.actions) - wanted).square()
+            loss = (
+                errors.sum() / len(batch.costs) if known is None else (errors * known).sum() / known.sum().clamp(min=1)
+            )
+            for each in self._online:
+                each.grad = None
             torch.autograd.backward(loss)
             self.optimizer.step()
             self._learning(False)
@@ -191,9 +195,10 @@ class SafetyCritic:
         self.updates += 1
         self._losses = self._losses[0] + loss.detach(), self._losses[1] + 1
 
-    def _estimate(self, values: torch.Tensor, known: torch.Tensor) -> None:
-        sums = (self.combine(values * self._units) * known).sum(dim=0)
-        self._estimates.append(torch.cat([sums, known.sum(dim=0)]))
+    def _estimate(self, values: torch.Tensor, known: torch.Tensor | None) -> None:
+        risks = self.combine(values * self._units)
+        counted = risks.new_ones(len(risks), 1) if known is None else known
+        self._estimates.append(torch.cat([(risks * counted).sum(dim=0), counted.sum(dim=0)]))
 
     def take_estimates(self) -> torch.Tensor:
         """Return the mean risk of the actions learned from, at each update since the last call, ``(n, n_costs)``.

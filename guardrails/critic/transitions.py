@@ -24,6 +24,7 @@ class Transitions:
         next_actions: the actions that the policy takes there, like ``actions``.
         dones: ``(n_rows, 1)``, 1 where the episode ended and nothing follows.
         discounts: γ, or ``(n_rows, 1)`` where it differs by row.
+        complete: whether every cost is known to be known, which spares looking for those that are not.
     """
 
     observations: Observations
@@ -33,3 +34,4 @@ class Transitions:
     next_actions: torch.Tensor
     dones: torch.Tensor
     discounts: torch.Tensor | float
+    complete: bool = False

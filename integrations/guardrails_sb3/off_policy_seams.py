@@ -126,9 +126,10 @@ class ActorSeams(HostSeams):
 
     def _penalised(self, observations: Any, actions: torch.Tensor, output: Any) -> Any:
         self.acted += 1
-        if not self._host_critic.acting:
+        acting = self._host_critic.acting
+        if not acting:
             return None
-        penalty = self._host_critic.penalty(self._host_critic.critic.risks_at(observations)(actions))
+        penalty = self._host_critic.penalty(self._host_critic.critic.risks_at(observations)(actions), acting)
         if isinstance(output, tuple):
             return tuple(values - penalty.view(-1, 1) for values in output)
         return output - penalty.view(-1, *[1] * (output.dim() - 1))
@@ -174,16 +175,15 @@ class GreedySeams(HostSeams):
 
     def _asked(self, module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
         self.acted += 1
-        if not self._choosing or not self._host_critic.acting:
-            return None
-        return self._lowered(args[0], output, target=False)
+        acting = self._host_critic.acting if self._choosing else []
+        return self._lowered(args[0], output, acting, target=False) if acting else None
 
     def _asked_target(self, module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
         if not self._training():
             return None
         self.learned += 1
-        acting = bool(self._host_critic.acting)
-        scores = self._lowered(args[0], output, target=True) if acting else output
+        acting = self._host_critic.acting
+        scores = self._lowered(args[0], output, acting, target=True) if acting else output
         means = scores if scores.dim() == 2 else scores.mean(dim=1)
         chosen = means.argmax(dim=-1)
         self._learn(chosen.view(-1, 1))
@@ -192,9 +192,10 @@ class GreedySeams(HostSeams):
         index = chosen.view(-1, *[1] * (output.dim() - 1)).expand(*output.shape[:-1], 1)
         return output.gather(-1, index).expand_as(output)
 
-    def _lowered(self, observations: Any, output: torch.Tensor, *, target: bool) -> torch.Tensor:
+    def _lowered(self, observations: Any, output: torch.Tensor, acting: list[int], *, target: bool) -> torch.Tensor:
         """Return Q_r - Σ ψ of each action; ``(n_rows, n_actions)``, or with quantiles in between."""
-        penalty = self._host_critic.penalty(self._host_critic.critic.risks_of_all(observations, target=target))
+        risks = self._host_critic.critic.risks_of_all(observations, target=target)
+        penalty = self._host_critic.penalty(risks, acting)
         return output - (penalty if output.dim() == 2 else penalty.unsqueeze(1))
 
 

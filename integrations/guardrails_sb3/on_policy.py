@@ -64,6 +64,7 @@ class OnPolicyGuard(BaseCallback):
         self._episodes = Episodes(model.n_envs, self._names)
         self._trajectories = Trajectories(model.n_envs, guard.requires & TRAJECTORY_COLUMNS)
         self._critic = CostValue(model, self._scales) if cost_critic and constraints else None
+        self.looks = bool(constraints or guard.gates)  # else nothing is measured: action sets of fixed width, say
         self._allocate(0)
         self._released = False
 
@@ -94,8 +95,12 @@ class OnPolicyGuard(BaseCallback):
         """Do nothing from now on, also inside a ``learn`` call that still holds this callback."""
         self._released = True
 
+    def update_locals(self, locals_: dict[str, Any]) -> None:
+        """Take up the host's variables as they are; a copy at every step would take longer than what is read of it."""
+        self.locals = locals_
+
     def _on_rollout_start(self) -> None:
-        if self._released:
+        if self._released or not self.looks:
             return
         self._sum_episodes()
         self._allocate(self.model.rollout_buffer.buffer_size)
@@ -152,6 +157,10 @@ class OnPolicyGuard(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         if self._released:
+            return
+        if not self.looks:
+            starts = np.append(self.model.rollout_buffer.episode_starts[1:], seams.episode_starts(self.model))
+            record(self.logger, self.guard.step(Rollout(lengths=np.full(np.count_nonzero(starts), np.nan))), {})
             return
         self._sum_episodes()
         costs = measurable(self._costs, self._scales, self._signs)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
 
@@ -20,6 +19,9 @@ class Recorder(BaseCallback):
         ledger: see `guardrails_sb3.wrap`.
     """
 
+    looks = False
+    """Whether it looks at steps; see `guardrails_sb3.callbacks`."""
+
     def __init__(self, guard: Guard, ledger: str | Path | bool) -> None:
         super().__init__()
         self._guard, self._path = guard, ledger
@@ -33,13 +35,6 @@ class Recorder(BaseCallback):
             self._ledger = self._guard.record(self._path, seed=self.model.seed)
         elif self._path and folder is not None:
             self._ledger = self._guard.record(Path(folder) / "guardrails" / "ledger.jsonl", seed=self.model.seed)
-
-    def on_step(self) -> bool:
-        """Do nothing, not even what the host's callbacks do at every step."""
-        return True
-
-    def update_locals(self, locals_: dict[str, Any]) -> None:
-        """Do nothing: no step is looked at."""
 
     def _on_step(self) -> bool:
         return True

@@ -36,6 +36,9 @@ class ReplayCosts:
         deliver: is given each batch that the host samples, with its costs, ``(n_rows, n_costs)``.
         label: returns the actions that ``deliver`` is to see, given rows, environments and the actions stored.
 
+    Attributes:
+        complete: whether the costs of the batch that was sampled last are all known.
+
     Raises:
         AttachError: if the buffer draws its rows in a way of its own.
     """
@@ -51,6 +54,7 @@ class ReplayCosts:
         self.buffer = buffer
         self.values: Costs = np.full((buffer.buffer_size, buffer.n_envs, n_costs), np.nan, dtype=np.float32)
         self._read, self._deliver, self._label = read, deliver, label
+        self.complete = False
         self._rows: list[tuple[Indices, Indices]] = []
         drawing = seams.drawing(buffer)
         methods = {name: self._drawn(getattr(buffer, name), known=known) for name, known in drawing.items()}
@@ -120,6 +124,7 @@ class ReplayCosts:
                     "Upgrade training-guardrails."
                 )
             costs = self._costs(rows, envs, samples)
+            self.complete = not np.isnan(costs).any()
             judged = samples._replace(actions=self._label(rows, envs, samples.actions))
             self._deliver(judged, torch.as_tensor(costs, device=samples.actions.device))
             return samples

@@ -220,6 +220,7 @@ class ReplayCritic:
                 next_actions.detach(),
                 samples.dones,
                 self.host.gamma if discounts is None else discounts,
+                complete=self._column.complete,
             )
         )
 

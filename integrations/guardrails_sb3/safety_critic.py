@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -164,15 +164,19 @@ class HostCritic:
             if self._guard.penalty(part.name, part.bound + _EXTREME * part.violation_scale * self._signs[index])
         ]
 
-    def penalty(self, risks: torch.Tensor) -> torch.Tensor:
+    def penalty(self, risks: torch.Tensor, acting: Sequence[int] | None = None) -> torch.Tensor:
         """Return Σ ψ_i in the unit of the reward's Q, for risks ``(..., n_constraints)`` of actions.
 
         ψ_i = λ_i (Q_c - h_i) for most schedulers and ([λ + ρ (Q_c - h)]₊² - λ²) / 2ρ for the augmented
         Lagrangian, whose ρ counts per violation scale, as everywhere. Its derivative by Q_c is the multiplier in
         force, so λ weighs a unit of cost against a unit of reward on every host.
+
+        Args:
+            risks: of actions, in the costs' units.
+            acting: what `acting` returned, for who has asked already; at least one constraint.
         """
         terms = []
-        for index in self.acting:
+        for index in self.acting if acting is None else acting:
             part, unit = self._guard.constraints[index], float(self.units[index])
             terms.append(unit * self._guard.penalty(part.name, self.per_episode(risks[..., index])))
         return torch.stack(terms).sum(dim=0)

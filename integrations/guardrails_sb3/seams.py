@@ -12,7 +12,6 @@ import numpy.typing as npt
 import stable_baselines3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.her import HerReplayBuffer
 
@@ -96,17 +95,3 @@ def log_folder(model: BaseAlgorithm) -> str | None:
     if model.tensorboard_log is None and not cast(Any, model)._custom_logger:
         return None
     return model.logger.get_dir()
-
-
-def with_callback(first: BaseCallback, callback: Any) -> BaseCallback | list[BaseCallback]:
-    """Return the callbacks of one ``learn`` call with ``first`` at their head.
-
-    Args:
-        first: the callback that must run before the user's.
-        callback: what the user passed to ``learn``: None, a callback, a list of them, or a function.
-    """
-    if callback is None:
-        return first
-    if isinstance(callback, list):
-        return [first, *callback]
-    return [first, callback if isinstance(callback, BaseCallback) else ConvertCallback(callback)]

@@ -16,6 +16,7 @@ from guardrails import AttachError, Guard
 from guardrails.critic import Ensemble
 from guardrails_sb3 import checkpoint, hosts, seams
 from guardrails_sb3.action_sets.hosting import SafeActing
+from guardrails_sb3.callbacks import Callbacks
 from guardrails_sb3.dials import Dials
 from guardrails_sb3.overlay import Overlay
 from guardrails_sb3.record import Recorder
@@ -193,7 +194,7 @@ class _Attachment:
         self.callback.release()
 
     def _init_callback(self, callback: Any, progress_bar: bool = False) -> BaseCallback:
-        callbacks = seams.with_callback(self.recorder, seams.with_callback(self.callback, callback))
+        callbacks = Callbacks([self.recorder, self.callback], callback)
         combined: BaseCallback = self._original[seams.INIT_CALLBACK](callbacks, progress_bar)
         return combined
 

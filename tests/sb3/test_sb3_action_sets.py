@@ -10,6 +10,7 @@ from gymnasium import spaces
 from sb3_contrib import TRPO, RecurrentPPO
 from sb3_envs import Drift, callback_of, learn, parameters, same, vec
 from stable_baselines3 import A2C, PPO, SAC, TD3
+from stable_baselines3.common.callbacks import ConvertCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
@@ -107,6 +108,23 @@ def test_no_action_outside_the_sets_reaches_an_environment_and_the_policy_learns
     learned_from = model.rollout_buffer.actions  # shuffled by environment once it has been trained on
     assert np.array_equal(np.sort(learned_from.ravel()), np.sort(np.stack(own)[-40:].ravel()))
     assert np.abs(np.stack(own)).max() > 1.0
+
+
+def test_a_guard_of_nothing_but_fixed_sets_counts_its_episodes_and_hides_no_step_from_callbacks():
+    ended, steps = [0, 0, 0], []
+
+    def look(locals_, globals_):
+        steps.append(locals_["n_steps"])
+        ended[(len(steps) - 1) // 40] += int(locals_["dones"].sum())
+        return True
+
+    model = model_of(RateLimit(0.2))
+    guard, counted, step = callback_of(model).guard, [], Guard.step
+    guard.step = lambda rollout: counted.append(rollout.n_rows) or step(guard, rollout)
+    model.learn(240, callback=[ConvertCallback(look), counting := ConvertCallback(None)])
+    assert counted == ended
+    assert counting.n_calls == len(steps) == 120
+    assert steps == [*range(40)] * 3
 
 
 def test_log_probabilities_stay_those_of_the_actions_the_policy_drew():

@@ -119,6 +119,53 @@ def test_a_narrower_set_lies_within_a_wider_one_which_leaves_its_actions_alone(k
     assert np.array_equal(project(wide, inside, where), inside)
 
 
+@pytest.mark.parametrize("kind", SETS, ids=" ".join)
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    share=st.floats(0.0, 1.0),
+    nearness=st.sampled_from([1.0, 0.1, 0.0]),
+    spoilt=st.sampled_from([0.0, np.nan, np.inf, -np.inf]),
+)
+def test_what_a_set_finds_inside_is_finite_and_comes_back_as_it_was(kind, seed, share, nearness, spoilt):
+    make, widest = SETS[kind]
+    discrete = kind[0] == "discrete"
+    part, where, actions = make(share * widest), situation(seed, discrete), drawn(seed, discrete)
+    if not discrete:
+        where.fresh[:] = seed % 2
+        actions = where.previous + np.float32(nearness) * (actions - where.previous)
+        actions[seed % ROWS, 0] += np.float32(spoilt)
+    if part.holds(actions, where, part.in_force({})):
+        assert np.isfinite(actions).all()
+        assert np.array_equal(project(part, actions, where), actions)
+
+
+def test_a_box_and_a_rate_limit_find_few_actions_inside_that_are():
+    for seed in range(50):
+        where, actions = situation(seed, discrete=False), drawn(seed, discrete=False)
+        where.fresh[:] = False
+        box, rate = ActionBox(0.6), RateLimit([0.1, 0.2, 0.3])
+        assert box.holds(project(box, actions, where), where, {"scale": 0.6})
+        assert not box.holds(HIGH[None].repeat(ROWS, 0), where, {"scale": 0.6})
+        assert rate.holds(where.previous, where, {})
+        assert not rate.holds(where.previous + np.float32(0.25), where, {})
+
+
+def test_what_a_rate_limit_as_the_actions_round_it_would_cut_is_not_found_inside():
+    where = situation(0, discrete=False)
+    where.fresh, where.previous, rate = np.zeros(1, bool), np.full((1, 1), -0.65, np.float32), RateLimit(0.7)
+    end = project(rate, np.ones((1, 1), np.float32), where)
+    beyond = np.nextafter(end, np.float32(1.0))
+    assert beyond - where.previous.astype(np.float64) <= 0.7
+    assert rate.holds(end, where, {"max_change": 0.7})
+    assert not rate.holds(beyond, where, {"max_change": 0.7})
+
+
+def test_many_actions_are_left_to_arrays():
+    where = situation(0, discrete=False)
+    assert not ActionBox(1.0).holds(where.previous.repeat(11, axis=0), where, {"scale": 1.0})
+
+
 WHOLE = sorted(set(SETS) - {("continuous", "nominal box"), ("continuous", "off-centre box"), ("continuous", "rate")})
 
 

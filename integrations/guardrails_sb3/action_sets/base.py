@@ -78,6 +78,12 @@ class Situation:
     critic: Callable[[Observations, Array], Any] | None = None
     _kept: dict[str, Any] = field(default_factory=dict, init=False)
 
+    def renew(self, fresh: BoolArray, previous: Array) -> None:
+        """Go on to the next step of the same environments; what was seen in the last one is forgotten."""
+        self.fresh, self.previous = fresh, previous
+        if self._kept:
+            self._kept = {}
+
     @property
     def box(self) -> Bounds:
         """Bounds of a continuous action space, for sets whose `SafeSet.check` requires one."""
@@ -149,6 +155,13 @@ class SafeSet(ActionSet):
             widths: each of `widths` as the number in force.
         """
 
+    def holds(self, actions: Array, situation: Situation, widths: Mapping[str, float]) -> bool:
+        """Whether all ``actions`` are found to be finite and inside, so that `project` need not be asked.
+
+        False may mean that this takes no less time than `project`; arguments are the same.
+        """
+        return False
+
     def bounded(self, space: spaces.Space[Any]) -> None:
         """Raise AttachError unless ``space`` is a box with finite bounds."""
         if not isinstance(space, spaces.Box):
@@ -210,6 +223,11 @@ class SafeSet(ActionSet):
         if not np.isfinite(stacked).all():
             raise RolloutError(f"{self.owner}: its function returned an action that is not finite: {stacked}.")
         return stacked
+
+
+def few(actions: Array) -> bool:
+    """Whether Python's own numbers are faster than arrays, whose operations take a microsecond each, or several."""
+    return actions.ndim == 2 and actions.size <= 32
 
 
 def row(observations: Observations, index: int) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from gymnasium import spaces
@@ -11,9 +11,19 @@ from gymnasium import spaces
 from guardrails import AttachError, ConfigurationError
 from guardrails.competence import Between
 from guardrails.schedulers.base import check_number
-from guardrails_sb3.action_sets.base import Array, Bounds, SafeSet, Situation, row
+from guardrails_sb3.action_sets.base import Array, Bounds, SafeSet, Situation, few, row
 
 Nominal = Callable[[Any], Any]
+
+
+class _Still(NamedTuple):
+    """A box whose centre does not move: of which space and scale, its ends, and these in pairs."""
+
+    bounds: Bounds
+    scale: float
+    low: Array
+    high: Array
+    pairs: tuple[tuple[float, float], ...]
 
 
 class ActionBox(SafeSet):
@@ -51,7 +61,7 @@ class ActionBox(SafeSet):
         self.centre = centre
         self.observes = callable(centre)
         self._fixed: Array | None = None
-        self._kept: tuple[Bounds, float, Array, Array] | None = None
+        self._kept: _Still | None = None
         if centre is not None and not callable(centre):
             try:
                 self._fixed = np.asarray(centre, dtype=np.float64)
@@ -79,25 +89,40 @@ class ActionBox(SafeSet):
 
     def project(self, actions: Array, situation: Situation, widths: Mapping[str, float]) -> Array:
         """Return ``actions`` clipped to the box."""
-        bounds, scale = situation.box, widths["scale"]
+        scale = widths["scale"]
         if scale == 1.0 and self.centre is None:
             return actions
         if self.observes:
             # Action and centre lie in the action space, so what lies between them does.
-            reach, centre = scale * bounds.half, self._centre(situation)
+            reach, centre = scale * situation.box.half, self._centre(situation)
             low, high = centre - reach, centre + reach
         else:
-            low, high = self._fixed_box(bounds, scale)
+            _, _, low, high, _ = self._still(situation, scale)
         projected: Array = np.minimum(np.maximum(actions, low), high)
         return projected
 
-    def _fixed_box(self, bounds: Bounds, scale: float) -> tuple[Array, Array]:
-        """Return the ends of a box whose centre does not move, kept from the last call."""
-        if self._kept is None or self._kept[0] is not bounds or self._kept[1] != scale:
+    def holds(self, actions: Array, situation: Situation, widths: Mapping[str, float]) -> bool:
+        """Whether all are found inside a box that stands still."""
+        if self.observes or not few(actions):
+            return False
+        ends = self._still(situation, widths["scale"]).pairs
+        for action in actions.tolist():
+            for value, (low, high) in zip(action, ends, strict=True):
+                if not low <= value <= high:  # NaN is not, either
+                    return False
+        return True
+
+    def _still(self, situation: Situation, scale: float) -> _Still:
+        """Return a box whose centre does not move, kept from the last call."""
+        kept = self._kept
+        if kept is None or kept.bounds is not situation.bounds or kept.scale != scale:
+            bounds = situation.box
             centre = bounds.centre if self._fixed is None else self._fixed.astype(bounds.centre.dtype)
             reach = scale * bounds.half
-            self._kept = bounds, scale, centre - reach, centre + reach
-        return self._kept[2:]
+            low, high = centre - reach, centre + reach
+            pairs = tuple(zip(low.ravel().tolist(), high.ravel().tolist(), strict=True))
+            self._kept = kept = _Still(bounds, scale, low, high, pairs)
+        return kept
 
     def _centre(self, situation: Situation) -> Array:
         bounds = situation.box

@@ -31,30 +31,31 @@ class Memory:
 
     Attributes:
         fresh: ``(n_rows,)``, whether the next action is the first of its episode.
-        changed: ``(n_rows, n_sets)``, what each set changed in the last step.
-        intervened: whether any of `changed` may be True.
-        counts: ``(n_rows, n_sets + 1)``, steps of the running episodes on which it did, and on which any did.
+        changed: of each set that changed anything in the last step, by its place, whether it changed each row.
+        counts: per row, on how many steps of the running episode each set changed the action, and any did.
         seen: the same of all rows and episodes together.
+        going: ``(n_rows,)``, no row at all: `fresh` in the midst of all episodes.
     """
 
     n_rows: int
     n_sets: int
     previous: Array
     fresh: BoolArray = field(init=False)
-    changed: BoolArray = field(init=False)
-    intervened: bool = field(init=False, default=False)
-    counts: Array = field(init=False)
+    changed: dict[int, list[bool]] = field(init=False, default_factory=dict)
+    counts: list[list[int]] = field(init=False)
     seen: list[int] = field(init=False)
+    going: BoolArray = field(init=False)
 
     def __post_init__(self) -> None:
-        self.changed = np.zeros((self.n_rows, self.n_sets), dtype=bool)
+        self.going = np.zeros(self.n_rows, dtype=bool)
+        self.going.flags.writeable = False
         self.seen = [0] * (self.n_sets + 1)
         self.begin()
 
     def begin(self) -> None:
         """Begin an episode in every environment."""
         self.fresh = np.ones(self.n_rows, dtype=bool)
-        self.counts = np.zeros((self.n_rows, self.n_sets + 1), dtype=np.int64)
+        self.counts = [[0] * (self.n_sets + 1) for _ in range(self.n_rows)]
 
 
 class Enforcement:
@@ -78,6 +79,7 @@ class Enforcement:
         self.keys = tuple(f"{INTERVENTIONS}/{part.name}" for part in self.sets)
         self._untouched = dict.fromkeys((INTERVENTIONS, *self.keys), 0.0)
         self._moving = bool(any(part.turned for part in self.sets))
+        self._asking = bool(any(part.needs_environment for part in self.sets))
         self._widths = self.widths()
         self._decided: Any = None
 
@@ -108,28 +110,27 @@ class Enforcement:
         """
         if self._moving and self.guard.decision is not self._decided:
             self.refresh()
-        changed = memory.changed
-        if memory.intervened:
-            changed[:] = memory.intervened = False
+        changed: dict[int, list[bool]] = {}
+        finite = self.bounds is None
         for index, part in enumerate(self.sets):
-            if part.needs_environment and situation.call is None:
+            widths = self._widths[index]
+            if self._asking and part.needs_environment and situation.call is None:
                 continue
-            projected = part.project(actions, situation, self._widths[index])
+            if part.holds(actions, situation, widths):
+                finite = True
+                continue
+            projected = part.project(actions, situation, widths)
             # Bytes are compared several times faster than numbers; where they differ the numbers decide.
             if projected is actions or projected.tobytes() == actions.tobytes():
                 continue
             differs = projected != actions
-            changed[:, index] = differs if differs.ndim == 1 else differs.reshape(len(differs), -1).any(axis=1)
-            memory.intervened = True
+            rows = differs if differs.ndim == 1 else differs.reshape(len(differs), -1).any(axis=1)
+            changed[index], finite = rows.tolist(), self.bounds is None
             actions = projected
-        # The sum is finite if all are, unless it overflows: one number to look at in place of many.
-        if (
-            self.bounds is not None
-            and not math.isfinite(np.add.reduce(actions, axis=None))
-            and not np.isfinite(actions).all()
-        ):
+        # The sum of squares is finite if all are, unless it overflows: one number to look at in place of many.
+        if not finite and not math.isfinite(np.vdot(actions, actions)) and not np.isfinite(actions).all():
             raise RolloutError(f"The policy's action is not finite: {actions}. It has diverged; nothing was executed.")
-        memory.previous = actions
+        memory.changed, memory.previous = changed, actions
         return actions
 
     def report(self, memory: Memory, dones: BoolArray, infos: Sequence[dict[str, Any]]) -> list[list[int]]:
@@ -140,41 +141,42 @@ class Enforcement:
             dones: ``(n_rows,)``, whether that step ended its episode.
             infos: what the environments said of it.
         """
-        if memory.intervened:
+        for info in infos:
+            info.update(self._untouched)
+        if memory.changed:
             self._count(memory, infos)
-        else:
-            for info in infos:
-                info.update(self._untouched)
-        ended = []
-        for index, done in enumerate(dones.tolist()):
-            if done:
-                counts = memory.counts[index].tolist()
-                infos[index][EPISODE] = dict(zip([*(part.name for part in self.sets), "total"], counts, strict=True))
-                ended.append(counts)
-                memory.counts[index] = 0
-        memory.fresh = np.array(dones, dtype=bool)
-        return ended
+        if not any(now := dones.tolist()):
+            memory.fresh = memory.going
+            return []
+        memory.fresh = np.array(now, dtype=bool)
+        ended = [index for index, done in enumerate(now) if done]
+        names = [*(part.name for part in self.sets), "total"]
+        counts = [memory.counts[index] for index in ended]
+        for index in ended:
+            infos[index][EPISODE] = dict(zip(names, memory.counts[index], strict=True))
+            memory.counts[index] = [0] * len(names)
+        return counts
 
     def _count(self, memory: Memory, infos: Sequence[dict[str, Any]]) -> None:
-        for index, step in enumerate(memory.changed.tolist()):
-            info, total = infos[index], any(step)
-            info[INTERVENTIONS] = float(total)
-            for key, value in zip(self.keys, step, strict=True):
-                info[key] = float(value)
-            if total:
-                memory.counts[index] += [*step, True]
-                memory.seen = [before + now for before, now in zip(memory.seen, [*step, True], strict=True)]
+        for row, info in enumerate(infos):
+            which = [index for index, rows in memory.changed.items() if rows[row]]
+            if which:
+                info[INTERVENTIONS] = 1.0
+                info.update((self.keys[index], 1.0) for index in which)
+                for index in (*which, -1):
+                    memory.counts[row][index] += 1
+                    memory.seen[index] += 1
 
     def tensors(self, memory: Memory) -> dict[str, Array]:
         """Return what an exact resume of the running episodes needs."""
-        return {"fresh": memory.fresh, "counts": memory.counts, "previous": memory.previous}
+        return {"fresh": memory.fresh, "counts": np.array(memory.counts), "previous": memory.previous}
 
     def load(self, memory: Memory, tensors: Mapping[str, Array]) -> bool:
         """Restore what `tensors` returned; False, and nothing is, if it is of other environments or sets."""
         counts = tensors.get("counts")
-        if counts is None or counts.shape != memory.counts.shape:
+        if counts is None or counts.shape != np.shape(memory.counts):
             return False
-        memory.counts[:] = counts
+        memory.counts = counts.tolist()
         memory.fresh, memory.previous = tensors["fresh"].astype(bool), tensors["previous"]
         return True
 

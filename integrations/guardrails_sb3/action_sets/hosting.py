@@ -21,7 +21,7 @@ from guardrails import AttachError, Guard
 from guardrails_sb3 import seams
 from guardrails_sb3.action_sets import situations
 from guardrails_sb3.action_sets.acting import MASKS, Acting, both
-from guardrails_sb3.action_sets.base import Array, BoolArray, Situation
+from guardrails_sb3.action_sets.base import Array, Situation
 from guardrails_sb3.action_sets.predicting import Predicting
 from guardrails_sb3.action_sets.replay import ReplayedActions
 from guardrails_sb3.action_sets.shield import CriticShield
@@ -146,10 +146,13 @@ class SafeActing:
         the host compares the chain of wrappers with that of an evaluation environment.
         """
         send, receive = inner.step_async, inner.step_wait
+        memory, situation = self._memory, self._situation(inner)
+        execute, report = self._enforcement.execute, self._enforcement.report
 
         def step_async(actions: Array) -> None:
             if not self._released:
-                actions = self._enforcement.execute(actions, self._situation(inner), self._memory)
+                situation.renew(memory.fresh, memory.previous)
+                actions = execute(actions, situation, memory)
                 if self._replayed is not None:
                     self._replayed.execute(actions)
                 elif self._shielded:
@@ -159,18 +162,21 @@ class SafeActing:
         def step_wait() -> Any:
             outcome = receive()
             if not self._released:
-                self._note(outcome[2], outcome[3])
+                self._infos = infos = outcome[3]
+                if ended := report(memory, outcome[2], infos):
+                    self._ended += ended
+                self._n_steps += memory.n_rows
             return outcome
 
         methods: dict[str, Callable[..., Any]] = {"step_async": step_async, "step_wait": step_wait}
-        overlay = Overlay(inner, methods | (self._masking(inner) if self.acting.feeds else {}))
+        overlay = Overlay(inner, methods | (self._masking(inner, situation) if self.acting.feeds else {}))
         overlay.install()
         try:
             yield
         finally:
             overlay.remove()
 
-    def _masking(self, inner: Any) -> dict[str, Callable[..., Any]]:
+    def _masking(self, inner: Any, situation: Situation) -> dict[str, Callable[..., Any]]:
         """Return the methods by which MaskablePPO asks its environments for masks, theirs and those of the sets."""
         get_attr, env_method, own = inner.get_attr, inner.env_method, inner.has_attr(MASKS)
 
@@ -180,7 +186,8 @@ class SafeActing:
         def method(name: str, *args: Any, indices: Any = None, **kwargs: Any) -> Any:
             if name != MASKS or self._released:
                 return env_method(name, *args, indices=indices, **kwargs)
-            allowed = self.acting.allowed(self._situation(inner))
+            situation.renew(self._memory.fresh, self._memory.previous)
+            allowed = self.acting.allowed(situation)
             if own:
                 allowed = both(allowed, np.stack(env_method(name, *args, **kwargs)))
             chosen = range(inner.num_envs) if indices is None else np.atleast_1d(indices)
@@ -203,11 +210,6 @@ class SafeActing:
         """Return what each environment said last: at its reset, or at its last step."""
         resets = inner.reset_infos
         return [resets[i] if fresh else self._infos[i] for i, fresh in enumerate(self._memory.fresh.tolist())]
-
-    def _note(self, dones: BoolArray, infos: Any) -> None:
-        self._ended += self._enforcement.report(self._memory, dones, infos)
-        self._infos = infos
-        self._n_steps += self._memory.n_rows
 
     def _log(self) -> None:
         """Log what was changed since an episode ended last: per episode, and as a share of the steps."""

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from guardrails import AttachError
 from guardrails.competence import Between
 from guardrails.schedulers.base import check_number
-from guardrails_sb3.action_sets.base import Array, SafeSet, Situation, columns
+from guardrails_sb3.action_sets.base import Array, SafeSet, Situation, columns, few
 
 
 class RateLimit(SafeSet):
@@ -39,6 +39,7 @@ class RateLimit(SafeSet):
         self.max_change = max_change
         self._each: Array | None = None
         self._width: float | Between | None = None
+        self._kept: tuple[float | None, Any, list[float]] | None = None
         if isinstance(max_change, (Sequence, np.ndarray)):
             self._each = np.array([self._positive(float(value)) for value in max_change])
         else:
@@ -66,3 +67,22 @@ class RateLimit(SafeSet):
         if np.count_nonzero(situation.fresh):  # several times faster than any()
             limited = np.where(columns(situation.fresh, actions), actions, limited)
         return limited
+
+    def holds(self, actions: Array, situation: Situation, widths: Mapping[str, float]) -> bool:
+        """Whether none is found to have changed by more, which a first action may as well."""
+        if not few(actions):
+            return False
+        limits = self._limits(actions, widths)
+        for row, before in zip(actions.tolist(), situation.previous.tolist(), strict=True):
+            for value, last, limit in zip(row, before, limits, strict=True):
+                if not -limit <= value - last <= limit:  # NaN is not, either
+                    return False
+        return True
+
+    def _limits(self, actions: Array, widths: Mapping[str, float]) -> list[float]:
+        """Return the limit of each dimension, as ``actions`` round it, kept from the last call."""
+        width = widths["max_change"] if self._each is None else None
+        if self._kept is None or self._kept[:2] != (width, actions.dtype):
+            each = np.full(actions.shape[1], width) if self._each is None else self._each
+            self._kept = width, actions.dtype, each.astype(actions.dtype).tolist()
+        return self._kept[2]

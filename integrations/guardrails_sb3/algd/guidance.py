@@ -78,14 +78,14 @@ class DiffusionSeams(ActorSeams):
         Gradients that the target would weigh by less than single precision resolves are left at 0, and not computed.
         """
         host, asked = self._host_critic, [self._critic.at(observations)]
-        if host.acting:
+        if acting := host.acting:
             asked.append(host.critic.at(observations))
         # One sample of every row at a time: what a layer puts out then stays in the processor's cache.
         evaluations = [[held.evaluate(actions) for held in asked] for actions in samples.unbind()]
         outputs = [torch.stack([each.outputs for each in kind], dim=1) for kind in zip(*evaluations, strict=True)]
         flat = [each.flatten(1, 2).requires_grad_() for each in outputs]
         with torch.enable_grad():
-            penalty = host.penalty(host.critic.risks_of(flat[1])) if len(flat) > 1 else None
+            penalty = host.penalty(host.critic.risks_of(flat[1]), acting) if len(flat) > 1 else None
             energies = energy(flat[0].squeeze(-1), penalty)
             slopes = torch.autograd.grad(energies.sum(), flat)
         energies = energies.detach().view(samples.shape[:2])
