@@ -357,7 +357,8 @@ class Guard:
     ) -> ConstraintDecision:
         name, cost = part.name, part.mean(evidence, n_rows)
         if math.isnan(cost):
-            reasons.append(Reason(name, "empty", f"no rows in this step, λ stays {before:.4g}"))
+            found = "costs" if n_rows else "rows"
+            reasons.append(Reason(name, "empty", f"no {found} in this step, λ stays {before:.4g}"))
             return ConstraintDecision(name, math.nan, part.bound, math.nan, before)
         violation = part.violation(cost)
         scaled = min(max(violation / part.violation_scale, -_LARGEST), _LARGEST)

@@ -23,7 +23,7 @@ class Predictions:
     What was missed of an episode is the mean over its predictions of |Q̄_c(s_t, a_t) - Σ_k γᵏ c_{t+k}|, in violation
     scales, with the sign of the mean difference; coverage is the share of predictions whose risk Q̄_c + κ σ was not
     exceeded. Where a time limit cut the episode, the costs that would have followed are taken to be the last
-    prediction.
+    prediction. Of an episode that outlives its horizon, the last T to 2 T steps are judged.
 
     Args:
         n_envs: environments of the host.
@@ -35,7 +35,7 @@ class Predictions:
 
     def __init__(self, n_envs: int, units: FloatArray, signs: list[float], horizon: int, gamma: float) -> None:
         self._units, self._signs, self._gamma = units, np.asarray(signs), gamma
-        self._stride = max(1, horizon // _PER_EPISODE)
+        self._stride, self._horizon = max(1, horizon // _PER_EPISODE), horizon
         self._ticks = 0
         self._costs: list[list[FloatArray]] = [[] for _ in range(n_envs)]
         self._made: list[list[tuple[int, FloatArray, FloatArray]]] = [[] for _ in range(n_envs)]
@@ -68,10 +68,19 @@ class Predictions:
         self._ticks += 1
         for env, kept in enumerate(self._costs):
             kept.append(costs[env].copy())
+            if len(kept) > 2 * self._horizon:
+                self._forget(env)
             if dones[env]:
                 self._judge(np.stack(kept), self._made[env], bool(truncated[env]))
         if dones.any():
             self.begin(dones)
+
+    def _forget(self, env: int) -> None:
+        """Drop the oldest T steps of an environment, and what was predicted at them."""
+        del self._costs[env][: self._horizon]
+        self._made[env] = [
+            (place - self._horizon, mean, risk) for place, mean, risk in self._made[env] if place >= self._horizon
+        ]
 
     def _judge(self, costs: FloatArray, made: list[tuple[int, FloatArray, FloatArray]], truncated: bool) -> None:
         places = np.array([place for place, _, _ in made], dtype=np.int64)

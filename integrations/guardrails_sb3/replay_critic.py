@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from guardrails import AttachError, Guard
+from guardrails import AttachError, Guard, StateError
 from guardrails.critic import Ensemble, Transitions
 from guardrails_sb3 import off_policy_seams, replay_file, seams
 from guardrails_sb3.costs import Info, Reader, cost_reader
@@ -251,12 +251,17 @@ class ReplayCritic:
             running: whether the episodes that ran then go on.
 
         Raises:
-            StateError: if the run was saved with another ensemble or another architecture.
+            StateError: if the run was saved with another ensemble, another architecture or an earlier version.
         """
         parts: dict[str, dict[str, torch.Tensor]] = {"critic": {}, "predictions": {}, "costs": {}, "hooks": {}}
         for name, tensor in tensors.items():
             part, _, key = name.partition(".")
             parts[part][key] = tensor
+        if missing := {"worst", "extremes"} - set(parts["costs"]):
+            raise StateError(
+                f"The saved state has no costs.{sorted(missing)[0]}: it is damaged, or was written by an earlier "
+                "version. Wrap without resume= to let the safety critic start afresh."
+            )
         self.host.critic.load_tensors(parts["critic"])
         self._seams.load_tensors(parts["hooks"])
         self._worst = parts["costs"]["worst"].numpy().copy()

@@ -352,6 +352,7 @@ class TestDecisionsOnTheCritic:
         assert all(evidence.gates["gate"].n_rows == evidence.n_rows > 0 for evidence, _ in seen)
         assert not any(reason.verdict == "failed" for _, decision in seen for reason in decision.reasons)
         assert {decision.multipliers["cost"] for _, decision in seen} == {1.0}
+        assert all("no costs in this step, λ stays 1" in decision.explain() for _, decision in seen)
         assert model.logger.name_to_value["guardrails/cost/episode_cost"] >= 0.0
 
     def test_the_ledger_replays_them(self, tmp_path):
@@ -419,6 +420,15 @@ class TestPreset:
     def test_an_odd_number_of_gradient_steps_keeps_the_targets_interval(self):
         model = algd.make(Drift(), cost_limit=1.0, horizon=25, gradient_steps=3)
         assert (model.gradient_steps, model.train_freq.frequency) == (6, 2)
+
+    @pytest.mark.parametrize("frequency", [4, (4, "step")])
+    def test_trained_at_every_fourth_step_each_still_brings_its_gradient_steps(self, frequency):
+        model = algd.make(Drift(), cost_limit=1.0, horizon=25, gradient_steps=3, train_freq=frequency)
+        assert (model.gradient_steps, model.train_freq.frequency) == (12, 4)
+
+    def test_trained_at_the_end_of_episodes_gradient_steps_cannot_be_kept(self):
+        with pytest.raises(ConfigurationError, match="counts episodes"):
+            algd.make(Drift(), cost_limit=1.0, horizon=25, train_freq=(1, "episode"))
 
     def test_the_dual_moves_as_far_as_adam_at_every_gradient_step_would_take_it(self):
         """On a violation that stands still, both take steps of the rate."""

@@ -195,6 +195,16 @@ def test_another_ensemble_is_refused(tmp_path, settings, message):
     assert own.host is None
 
 
+def test_a_state_that_does_not_know_the_range_of_its_costs_is_refused():
+    model, other = guarded(host(SAC)).learn(60), guarded(host(SAC))
+    saved = learner_of(model).tensors()
+    before = learner_of(other).host.critic.tensors()["network.perceptrons.weights.0"].clone()
+    del saved["costs.extremes"]
+    with pytest.raises(StateError, match=r"no costs\.extremes"):
+        learner_of(other).load_tensors(saved, running=True)
+    assert torch.equal(learner_of(other).host.critic.tensors()["network.perceptrons.weights.0"], before)
+
+
 def test_a_discrete_host_says_that_its_zip_alone_acts_without_the_limit(tmp_path, caplog):
     model = guarded(host(DQN)).learn(60)
     with caplog.at_level(logging.WARNING):

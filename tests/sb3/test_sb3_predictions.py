@@ -58,3 +58,24 @@ def test_long_episodes_are_sampled_and_every_episode_begins_with_a_prediction():
         watched.step(np.zeros((2, 1)), np.array([step == 12, False]), np.array([False, False]))
     assert asked == [0, 10, 13, 20, 30]
     assert [each.tolist() for each in watched.take()[0]] == [[0.0]]
+
+
+def test_an_episode_that_outlives_its_horizon_is_judged_by_its_last_steps():
+    costs = np.random.default_rng(0).random(50)
+    togo = [sum(0.5**k * cost for k, cost in enumerate(costs[step:])) for step in range(50)]
+    means = [1e6] * 40 + [value + 0.5 for value in togo[40:]]
+    missed, sizes, covered = run(costs, means, units=(1.0,), horizon=5)
+    assert missed[0].tolist() == [pytest.approx(0.5)]
+    assert sizes.tolist() == [pytest.approx(0.5)]
+    assert covered.tolist() == [1.0]
+
+
+def test_an_episode_that_never_ends_takes_no_more_memory():
+    watched = Predictions(1, np.array([1.0]), [1.0], 5, 0.5)
+    sizes = set()
+    for _ in range(100):
+        watched.predict(np.zeros((1, 1)), np.zeros((1, 1)))
+        watched.step(np.zeros((1, 1)), np.array([False]), np.array([False]))
+        kept = watched.tensors()
+        sizes.add((len(kept["costs.0"]), len(kept["places.0"]), int(kept["places.0"][0])))
+    assert sizes == {(n, n, 0) for n in range(1, 11)}

@@ -7,7 +7,7 @@ from typing import Any
 
 from stable_baselines3 import SAC
 
-from guardrails import Constraint, Guard
+from guardrails import ConfigurationError, Constraint, Guard
 from guardrails.constraint import CostFunction
 from guardrails.critic import Ensemble, critic_unit
 from guardrails.schedulers import AdamLogDual, Augmented, ConstraintScheduler
@@ -63,10 +63,12 @@ def make(
         learning_rate: of all networks, and of ln λ.
         gamma: discount of rewards and costs.
         **sac: further arguments of SAC, such as ``seed`` and ``tensorboard_log``, or others in place of these; ``tau``
-            and ``target_update_interval`` are those of the cost critics too.
+            and ``target_update_interval`` are those of the cost critics too. At each ``train_freq`` steps all
+            of their ``gradient_steps`` are taken.
 
     Raises:
-        ConfigurationError: if ``penalty_coefficient``, ``learning_rate`` or the limit is out of range.
+        ConfigurationError: if ``penalty_coefficient``, ``learning_rate`` or the limit is out of range, or
+            ``train_freq`` counts episodes.
         AttachError: as `wrap` does.
 
     Example:
@@ -76,8 +78,7 @@ def make(
     rate = check_number("algd.make", "learning_rate", learning_rate, low=0.0, open_low=True)
     check_number("algd.make", "penalty_coefficient", penalty_coefficient, low=0.0)
     policy = {"sde": sde, "steps": steps, **sac.pop("policy_kwargs", {})}
-    # SAC counts the interval of its targets within one call of train, so an odd number of steps is taken two by two.
-    rounds = 1 if gradient_steps % 2 == 0 else 2
+    rounds = _rounds(sac.pop("train_freq", None), gradient_steps)
     settings: dict[str, Any] = {
         "buffer_size": 1_000_000,
         "learning_starts": 5_000,
@@ -111,3 +112,17 @@ def make(
         activation="silu",
     )
     return wrap(model, guard, cost_critic=critics, horizon=horizon, dual_interval=dual_interval)
+
+
+def _rounds(frequency: Any, gradient_steps: int) -> int:
+    """Return the steps of an environment from one call of ``train`` to the next."""
+    if frequency is None:
+        # SAC counts the interval of its targets within one call of train, so an odd number of steps is taken in twos.
+        return 1 if gradient_steps % 2 == 0 else 2
+    steps, unit = frequency if isinstance(frequency, tuple) else (frequency, "step")
+    if unit != "step":
+        raise ConfigurationError(
+            f"algd.make: train_freq={frequency!r} counts episodes, so gradient_steps={gradient_steps} for each step "
+            "cannot be kept. Give a number of steps, or leave it out."
+        )
+    return int(steps)
