@@ -61,12 +61,13 @@ def scheduler(algorithm, arm):
     if arm.startswith("penalty "):
         return Fixed(float(arm.split()[1]))
     return {
-        ("ppo", "pid"): Margin(PID(kp=0.1, ki=0.01, kd=0.01), 0.1),
-        ("ppo", "augmented lagrangian"): Margin(AugmentedLagrangian(0.1, learning_rate=0.01), 0.1),
-        # SAC's guard decides after every episode, and the many short ones of a beginner would sum up to a multiplier at
-        # which falling at once pays: a step earns about 1 + its speed.
-        ("sac", "pid"): Margin(PID(kp=0.1, ki=0.01, kd=0.01, integral_max=2.0), 0.1),
-        ("sac", "augmented lagrangian"): Margin(Cap(AugmentedLagrangian(0.1, learning_rate=0.01), 2.0), 0.1),
+        # Gains are such that λ reaches what holds the limit in a tenth of the steps or so. Where it gets there before the
+        # hopper has learned to stand, being slow by falling pays, and it learns to fall: PPO's rewards are normalised,
+        # so λ stays below 0.1; with SAC a step earns about 1 + its speed, and its guard decides after every episode.
+        ("ppo", "pid"): Margin(PID(kp=0.01, ki=0.001, kd=0.001), 0.2),
+        ("ppo", "augmented lagrangian"): Margin(AugmentedLagrangian(0.01, learning_rate=0.001), 0.2),
+        ("sac", "pid"): Margin(PID(kp=0.05, ki=0.006, kd=0.005, integral_max=5.0), 0.3),
+        ("sac", "augmented lagrangian"): Margin(Cap(AugmentedLagrangian(0.05, learning_rate=0.006), 5.0), 0.3),
     }[algorithm, arm]
 
 
@@ -90,7 +91,8 @@ def build(algorithm, env, seed):
     if algorithm == "sac":
         return SAC("MlpPolicy", env, seed=seed, device="cpu")
     steps = 2048 // ENVS[algorithm]
-    return PPO("MlpPolicy", env, n_steps=steps, batch_size=128, n_epochs=10, seed=seed, device="cpu")
+    settings = {"n_steps": steps, "batch_size": 128, "n_epochs": 10, "gamma": 0.995}
+    return PPO("MlpPolicy", env, seed=seed, device="cpu", **settings)
 
 
 def train(algorithm, name, arm, seed, steps):
