@@ -78,6 +78,17 @@ class Drift(gym.Env):
         return self._observation(), self._place, over and not self.truncate, over and self.truncate, info
 
 
+class Pictured(Drift):
+    """Drift seen as a picture: a bar at the coordinate."""
+
+    observation_space = OBSERVATIONS["image"]
+
+    def _observation(self):
+        picture = np.zeros(self.observation_space.shape, np.uint8)
+        picture[:, int(np.clip(18 + 8 * self._place, 0, 35))] = 255
+        return picture
+
+
 def vec(n_envs=2, kind=Gamble, **settings):
     """Return ``n_envs`` environments with different episode lengths, so that their ends do not line up."""
     length = settings.pop("length", 20)

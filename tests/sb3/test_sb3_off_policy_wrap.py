@@ -6,7 +6,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from sb3_contrib import QRDQN, TQC, CrossQ
-from sb3_envs import Drift, Gamble, callback_of, learn, parameters, same, vec
+from sb3_envs import Drift, Gamble, Pictured, callback_of, learn, parameters, same, vec
 from sb3_hosts import ACTORS, GREEDY, SMALL, guarded, host, spy
 from sb3_numbered import Numbered, books, numbered
 from stable_baselines3 import DDPG, DQN, PPO, SAC, TD3
@@ -127,6 +127,7 @@ SETTINGS = {
     "noise": ([SAC, TD3, DDPG], lambda: {"action_noise": NormalActionNoise(np.zeros(1), np.ones(1))}),
     "fixed entropy": ([SAC, TQC, CrossQ], lambda: {"ent_coef": 0.1}),
     "image": ([DQN, QRDQN], lambda: {"policy": "CnnPolicy", "env": vec(1, observation="image"), "policy_kwargs": {}}),
+    "image for an actor": ([SAC, TQC, TD3, DDPG], lambda: {"policy": "CnnPolicy", "env": vec(1, kind=Pictured)}),
     "discrete": (GREEDY, lambda: {"env": vec(2, observation="discrete")}),
     "float64": (GREEDY, lambda: {"env": vec(2, observation="box")}),
 }
