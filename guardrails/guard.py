@@ -13,10 +13,11 @@ from guardrails import saved
 from guardrails.action_set import ActionSet
 from guardrails.competence import gates as gating
 from guardrails.competence.between import Between
-from guardrails.constraint import PENALTY, Constraint, Dial
+from guardrails.constraint import PENALTY, Constraint
 from guardrails.decision import ConstraintDecision, Decision, GateDecision, Reason, Verdict
 from guardrails.errors import AttachError, ConfigurationError
 from guardrails.evidence import CostEvidence, Evidence
+from guardrails.parts import Part, sort
 from guardrails.refinement import Refinement
 from guardrails.rollout import FloatArray, Rollout, as_column
 
@@ -46,30 +47,15 @@ class Guard:
         0.05
     """
 
-    def __init__(self, *parts: Constraint | Dial | Refinement | ActionSet) -> None:
-        if not parts:
-            raise ConfigurationError("Guard() guards nothing. Give at least one Constraint.")
-        for part in parts:
-            if not isinstance(part, (Constraint, Dial, Refinement, ActionSet)):
-                raise ConfigurationError(
-                    f"Guard takes Constraint, Dial, Refinement and ActionSet objects, not {part!r}."
-                )
-        self._refinement = _only([part for part in parts if isinstance(part, Refinement)])
-        self._action_sets = tuple(part for part in parts if isinstance(part, ActionSet))
-        steering = [] if self._refinement is None else self._refinement.turned
-        widths = [dial for part in self._action_sets for dial in part.turned]
-        turned = [*steering, *widths]
-        constraints = {part.name: part for part in (*parts, *turned) if isinstance(part, Constraint)}
-        self._dials = {part.name: part.value for part in (*parts, *turned) if isinstance(part, Dial)}
-        self._steering = frozenset(part.name for part in steering)
-        self._widths = frozenset(part.name for part in widths)
-        self._gates = gating.collect([*(part.limit for part in constraints.values()), *self._dials.values()])
-        _all_differ([*(part.name for part in (*parts, *turned)), *self._gates])
-        self._parts, self._declared = parts, constraints
+    def __init__(self, *parts: Part) -> None:
+        found = sort(parts)
+        self._parts, self._declared, self._dials, self._gates = parts, found.constraints, found.dials, found.gates
+        self._refinement, self._action_sets = found.refinement, found.action_sets
+        self._steering, self._widths = found.steering, found.widths
         self._gate_states = {name: gate.init() for name, gate in self._gates.items()}
         self._constraints = self._in_force()
-        self._states: dict[str, Any] = {name: part.controller.init() for name, part in constraints.items()}
-        self._strengths = {name: part.controller.strength(self._states[name]) for name, part in constraints.items()}
+        self._states: dict[str, Any] = {name: part.controller.init() for name, part in self._declared.items()}
+        self._strengths = {name: part.controller.strength(self._states[name]) for name, part in self._declared.items()}
         self._step = 0
         self._decision: Decision | None = None
         self._costs: dict[str, FloatArray] = {}
@@ -105,7 +91,7 @@ class Guard:
         return toml.dump(self)
 
     @property
-    def parts(self) -> tuple[Constraint | Dial | Refinement | ActionSet, ...]:
+    def parts(self) -> tuple[Part, ...]:
         """The constraints, dials, action sets and refinement as they were given, with limits that move as `Between`."""
         return self._parts
 
@@ -432,24 +418,6 @@ def _whole(name: str, value: Any, wanted: str) -> int:
         return operator.index(value)
     except TypeError as error:
         raise ConfigurationError(f"record: {name} is {value!r}; give {wanted}.") from error
-
-
-def _only(refinements: list[Refinement]) -> Refinement | None:
-    if len(refinements) > 1:
-        raise ConfigurationError(
-            f"This guard has {len(refinements)} refinements; a completion has one correction. Give one Refinement, "
-            "whose refiner does all there is to do."
-        )
-    return refinements[0] if refinements else None
-
-
-def _all_differ(names: list[str]) -> None:
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigurationError(
-                f"Two parts of the guard are named '{name}'. Give each constraint, dial, gate and refinement a name of "
-                "its own."
-            )
 
 
 def _relation(part: Constraint, violation: float) -> str:
