@@ -91,8 +91,7 @@ def build(algorithm, env, seed):
     if algorithm == "sac":
         return SAC("MlpPolicy", env, seed=seed, device="cpu")
     steps = 2048 // ENVS[algorithm]
-    settings = {"n_steps": steps, "batch_size": 128, "n_epochs": 10, "gamma": 0.995}
-    return PPO("MlpPolicy", env, seed=seed, device="cpu", **settings)
+    return PPO("MlpPolicy", env, n_steps=steps, batch_size=128, n_epochs=10, seed=seed, device="cpu")
 
 
 def train(algorithm, name, arm, seed, steps):
