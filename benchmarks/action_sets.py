@@ -176,6 +176,7 @@ def report():
         cells += [_spread(runs, "violation_rate", 2), _spread(runs, "evaluated")]
         lines.append(f"| {arm} | {' | '.join(cells)} |")
     lines += ["", "`python benchmarks/action_sets.py run && python benchmarks/action_sets.py report`", ""]
+    lines += ["![violations, return and width over the steps, mean and range of the seeds](action_sets.png)", ""]
     (RESULTS / "action_sets.md").write_text("\n".join(lines))
     print("\n".join(lines))
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), constrained_layout=True)
