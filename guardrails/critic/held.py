@@ -18,7 +18,7 @@ class _Activation(NamedTuple):
     """What stands between layers.
 
     Args:
-        smooth: as autograd knows it.
+        smooth: as autograd knows it, of a tensor that nobody else needs.
         forward: of x, in place or into the scratch it is given.
         backward: multiplies a gradient, in place, by the derivative at what ``forward`` left in x.
     """
@@ -31,7 +31,7 @@ class _Activation(NamedTuple):
 _ATEN = torch.ops.aten
 ACTIVATIONS: Mapping[str, _Activation] = {
     "relu": _Activation(
-        torch.relu,
+        torch.relu_,
         lambda x, scratch: x.relu_(),
         lambda gradient, x: _ATEN.threshold_backward.grad_input(gradient, x, 0.0, grad_input=gradient),
     ),

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import mse_loss
 
 from guardrails.critic.ensemble import Ensemble
 from guardrails.critic.held import HeldEnsemble
@@ -162,24 +163,25 @@ class SafetyCritic:
 
         They are no part of what `tensors` returns: who sets them restores them.
         """
-        self._low, self._high = self._units.new_tensor(list(low)), self._units.new_tensor(list(high))
+        self._low, self._high = (self._units.new_tensor(list(ends)) / self._units for ends in (low, high))
 
     def update(self, batch: Transitions) -> None:
         """Take one step of temporal-difference learning, and let the target network follow."""
         known = None if batch.complete else ~batch.costs.isnan().any(dim=1, keepdim=True)
         with torch.no_grad():
-            following = self._frozen(self.target, batch.next_observations, batch.next_actions)
-            following = self.network.chosen(following, batch.next_actions).clamp(self._low, self._high) / self._units
+            following = self._outputs(self.target, batch.next_observations, batch.next_actions)
+            following = self.network.chosen(following, batch.next_actions).clamp(self._low, self._high)
             costs = batch.costs if known is None else batch.costs.nan_to_num()
             wanted = costs / self._units + (1.0 - batch.dones) * batch.discounts * following
         with torch.enable_grad(), self._encoding():
             self._learning(True)
             features = self.network.encoder(batch.observations)
             outputs = self.network(features, None if self.discrete else batch.actions)
-            errors = (self.network.chosen(outputs, batch.actions) - wanted).square()
-            loss = (
-                errors.sum() / len(batch.costs) if known is None else (errors * known).sum() / known.sum().clamp(min=1)
-            )
+            chosen = self.network.chosen(outputs, batch.actions)
+            if known is None:
+                loss = mse_loss(chosen, wanted, reduction="sum") / len(batch.costs)
+            else:
+                loss = ((chosen - wanted).square() * known).sum() / known.sum().clamp(min=1)
             for each in self._online:
                 each.grad = None
             torch.autograd.backward(loss)
@@ -191,7 +193,7 @@ class SafetyCritic:
                 for own, online in zip(self.target.buffers(), self.network.buffers(), strict=True):
                     own.copy_(online)
             if self.estimating:
-                self._estimate(self.network.chosen(outputs, batch.actions), known)
+                self._estimate(chosen.detach(), known)
         self.updates += 1
         self._losses = self._losses[0] + loss.detach(), self._losses[1] + 1
 
@@ -225,10 +227,14 @@ class SafetyCritic:
 
     def _frozen(self, network: Members, observations: Observations, actions: torch.Tensor | None) -> torch.Tensor:
         """Return outputs through which gradients reach the actions alone, in the costs' units."""
+        return self._outputs(network, observations, actions) * self._units
+
+    def _outputs(self, network: Members, observations: Observations, actions: torch.Tensor | None) -> torch.Tensor:
+        """Return outputs through which gradients reach the actions alone, in the constraints' units."""
         with torch.no_grad(), self._encoding():
             features = network.encoder(observations)
         outputs: torch.Tensor = network(features, None if self.discrete else actions, frozen=True)
-        return outputs * self._units
+        return outputs
 
     def combine(self, values: torch.Tensor) -> torch.Tensor:
         """Return Q̄_c + κ σ of `values`, over its first axis."""

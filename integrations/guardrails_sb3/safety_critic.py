@@ -179,7 +179,7 @@ class HostCritic:
         for index in self.acting if acting is None else acting:
             part, unit = self._guard.constraints[index], float(self.units[index])
             terms.append(unit * self._guard.penalty(part.name, self.per_episode(risks[..., index])))
-        return torch.stack(terms).sum(dim=0)
+        return terms[0] if len(terms) == 1 else torch.stack(terms).sum(dim=0)
 
 
 def _bounds(space: Any, device: torch.device) -> tuple[torch.Tensor, torch.Tensor] | None:
