@@ -4,9 +4,9 @@
 
 Stable-Baselines3's defaults on MuJoCo's HalfCheetah: 2048 steps, batches of 64, 10 epochs, 64 × 64. Each round trains
 every variant for one rollout and update, in an order that changes from round to round, so that a machine that slows
-down slows all of them; a ratio is taken within a round. Sets that hold everything change nothing, so all variants see
-the same episodes and the work of holding alone is measured; a set that intervenes costs the same. Time is the
-processor time of this process.
+down slows all of them; a ratio is taken within a round. Sets that hold everything change nothing, so these variants see
+the same episodes and the work of holding alone is measured; half a box changes nearly every action, on episodes of its
+own, and shows what that takes besides. Time is the processor time of this process.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ VARIANTS = {
     "ActionBox": (lambda: [ActionBox(1.0, centre=[0.0] * 6)], 0.98),
     "RateLimit": (lambda: [RateLimit(2.0)], 0.98),
     "ActionBox and RateLimit": (lambda: [ActionBox(1.0, centre=[0.0] * 6), RateLimit(2.0)], float("nan")),
+    "ActionBox of half, intervening": (lambda: [ActionBox(0.5)], float("nan")),
     "Projection": (lambda: [Projection(lambda action, observation: action)], float("nan")),
     "CriticShield, 5 ms": (
         lambda: [CriticShield(1.0, risk=lambda rows, actions: np.zeros(len(actions)), budget_ms=5.0)],

@@ -105,9 +105,9 @@ class ActionBox(SafeSet):
         """Whether all are found inside a box that stands still."""
         if self.observes or not few(actions):
             return False
-        ends = self._still(situation, widths["scale"]).pairs
+        pairs = self._still(situation, widths["scale"]).pairs
         for action in actions.tolist():
-            for value, (low, high) in zip(action, ends, strict=True):
+            for value, (low, high) in zip(action, pairs, strict=True):
                 if not low <= value <= high:  # NaN is not, either
                     return False
         return True
