@@ -17,13 +17,14 @@ Nominal = Callable[[Any], Any]
 
 
 class _Still(NamedTuple):
-    """A box whose centre does not move: of which space and scale, its ends, and these in pairs."""
+    """A box whose centre does not move: of which space and scale, and its ends, as arrays and as numbers."""
 
     bounds: Bounds
     scale: float
     low: Array
     high: Array
-    pairs: tuple[tuple[float, float], ...]
+    lows: list[float]
+    highs: list[float]
 
 
 class ActionBox(SafeSet):
@@ -97,7 +98,7 @@ class ActionBox(SafeSet):
             reach, centre = scale * situation.box.half, self._centre(situation)
             low, high = centre - reach, centre + reach
         else:
-            _, _, low, high, _ = self._still(situation, scale)
+            _, _, low, high, _, _ = self._still(situation, scale)
         projected: Array = np.minimum(np.maximum(actions, low), high)
         return projected
 
@@ -105,9 +106,9 @@ class ActionBox(SafeSet):
         """Whether all are found inside a box that stands still."""
         if self.observes or not few(actions):
             return False
-        pairs = self._still(situation, widths["scale"]).pairs
+        _, _, _, _, lows, highs = self._still(situation, widths["scale"])
         for action in actions.tolist():
-            for value, (low, high) in zip(action, pairs, strict=True):
+            for value, low, high in zip(action, lows, highs, strict=True):
                 if not low <= value <= high:  # NaN is not, either
                     return False
         return True
@@ -120,8 +121,7 @@ class ActionBox(SafeSet):
             centre = bounds.centre if self._fixed is None else self._fixed.astype(bounds.centre.dtype)
             reach = scale * bounds.half
             low, high = centre - reach, centre + reach
-            pairs = tuple(zip(low.ravel().tolist(), high.ravel().tolist(), strict=True))
-            self._kept = kept = _Still(bounds, scale, low, high, pairs)
+            self._kept = kept = _Still(bounds, scale, low, high, low.ravel().tolist(), high.ravel().tolist())
         return kept
 
     def _centre(self, situation: Situation) -> Array:
