@@ -285,7 +285,7 @@ def test_what_the_critic_can_expect_is_bounded_by_the_costs_so_far_and_stays_so_
 
     def ends(model):
         critic = safety_critic(model).critic
-        return [critic._low.tolist(), critic._high.tolist()]
+        return [(ends * critic._units).tolist() for ends in (critic._low, critic._high)]
 
     model = build().learn(160)
     assert ends(model) == [pytest.approx([0.0, -5.0]), pytest.approx([10.0, 25.0])]
