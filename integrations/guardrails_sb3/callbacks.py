@@ -16,8 +16,9 @@ class Callbacks(CallbackList):
     """
 
     def __init__(self, ahead: list[BaseCallback], callback: Any) -> None:
-        super().__init__([*ahead, *_listed(callback)])
-        self._looking = [each for each in self.callbacks if getattr(each, "looks", True)]
+        users = _listed(callback)
+        super().__init__([*ahead, *users])
+        self._looking = [*(each for each in ahead if getattr(each, "looks", True)), *users]
 
     def _on_step(self) -> bool:
         go_on = True

@@ -9,6 +9,7 @@ from gymnasium import Env, spaces
 from sb3_envs import Drift, callback_of, learn, parameters, same, vec
 from sb3_hosts import SMALL, guarded, host
 from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 
 from guardrails import AttachError, ConfigurationError, Constraint, Dial, Gate, Guard, Require
 from guardrails.competence import FailureAvoidance
@@ -421,7 +422,7 @@ class TestPreset:
         model = algd.make(Drift(), cost_limit=1.0, horizon=25, gradient_steps=3)
         assert (model.gradient_steps, model.train_freq.frequency) == (6, 2)
 
-    @pytest.mark.parametrize("frequency", [4, (4, "step")])
+    @pytest.mark.parametrize("frequency", [4, (4, "step"), TrainFreq(4, TrainFrequencyUnit.STEP)])
     def test_trained_at_every_fourth_step_each_still_brings_its_gradient_steps(self, frequency):
         model = algd.make(Drift(), cost_limit=1.0, horizon=25, gradient_steps=3, train_freq=frequency)
         assert (model.gradient_steps, model.train_freq.frequency) == (12, 4)

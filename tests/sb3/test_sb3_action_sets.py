@@ -118,10 +118,13 @@ def test_a_guard_of_nothing_but_fixed_sets_counts_its_episodes_and_hides_no_step
         ended[(len(steps) - 1) // 40] += int(locals_["dones"].sum())
         return True
 
+    class Looking(ConvertCallback):
+        looks = False  # a name of the user's own
+
     model = model_of(RateLimit(0.2))
     guard, counted, step = callback_of(model).guard, [], Guard.step
     guard.step = lambda rollout: counted.append(rollout.n_rows) or step(guard, rollout)
-    model.learn(240, callback=[ConvertCallback(look), counting := ConvertCallback(None)])
+    model.learn(240, callback=[ConvertCallback(look), counting := Looking(None)])
     assert counted == ended
     assert counting.n_calls == len(steps) == 120
     assert steps == [*range(40)] * 3

@@ -120,7 +120,7 @@ def _rounds(frequency: Any, gradient_steps: int) -> int:
         # SAC counts the interval of its targets within one call of train, so an odd number of steps is taken in twos.
         return 1 if gradient_steps % 2 == 0 else 2
     steps, unit = frequency if isinstance(frequency, tuple) else (frequency, "step")
-    if unit != "step":
+    if getattr(unit, "value", unit) != "step":
         raise ConfigurationError(
             f"algd.make: train_freq={frequency!r} counts episodes, so gradient_steps={gradient_steps} for each step "
             "cannot be kept. Give a number of steps, or leave it out."
