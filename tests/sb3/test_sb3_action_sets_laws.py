@@ -161,6 +161,18 @@ def test_what_a_rate_limit_as_the_actions_round_it_would_cut_is_not_found_inside
     assert not rate.holds(beyond, where, {"max_change": 0.7})
 
 
+@pytest.mark.parametrize("spoilt", [np.nan, np.inf, -np.inf])
+def test_one_number_that_is_not_finite_is_not_found_inside(spoilt):
+    where = situation(0, discrete=False)
+    where.fresh[:], where.previous = False, np.tile((LOW + HIGH) / 2.0, (ROWS, 1))
+    actions = where.previous.copy()
+    for part, widths in ((ActionBox(0.5), {"scale": 0.5}), (RateLimit(0.1), {"max_change": 0.1})):
+        assert part.holds(actions, where, widths)
+        actions[1, 2] = spoilt
+        assert not part.holds(actions, where, widths)
+        actions[:] = where.previous
+
+
 def test_many_actions_are_left_to_arrays():
     where = situation(0, discrete=False)
     assert not ActionBox(1.0).holds(where.previous.repeat(11, axis=0), where, {"scale": 1.0})
