@@ -61,9 +61,9 @@ def scheduler(algorithm, arm):
     if arm.startswith("penalty "):
         return Fixed(float(arm.split()[1]))
     return {
-        # Gains are low: where λ grows before the hopper has learned to stand, it learns to fall, which is a way of being
-        # slow. PPO's rewards are normalised, so a λ of 0.1 is much. With SAC a step earns about 1 + its speed, and its
-        # guard decides after every episode.
+        # Gains are low: where λ grows before the hopper has learned to stand, it learns to fall, which is a way of
+        # being slow. PPO's rewards are normalised, so a λ of 0.1 is much. With SAC a step earns about 1 + its speed,
+        # and its guard decides after every episode.
         ("ppo", "pid"): Margin(PID(kp=0.01, ki=0.001, kd=0.001), 0.2),
         ("ppo", "augmented lagrangian"): Margin(AugmentedLagrangian(0.01, learning_rate=0.001), 0.2),
         ("sac", "pid"): Margin(PID(kp=0.05, ki=0.006, kd=0.005, integral_max=5.0), 0.3),
