@@ -5,9 +5,10 @@
 
 Cost 1 for each step faster than the task's threshold, limit 25 per episode of 1,000 steps, the protocol of the
 velocity tasks of Safety-Gymnasium. Every arm of a task has the host's own settings below and the same seeds: PPO in
-four environments with observations and rewards normalised, SAC in one as it is. The fixed penalty is the best of
-three on runs of a fifth of the length: the highest return among those whose mean cost is within the limit, else the
-lowest cost. A finished run is a line of results/constrained_control.jsonl and is skipped the next time.
+four environments with observations and rewards normalised, SAC in one as it is. Guarded hoppers have a limit on falls
+besides; what they are without it, the arms "cost alone" show. The fixed penalty is the best of three on runs of a fifth
+of the length: the highest return among those whose mean cost is within the limit, else the lowest cost. A finished run
+is a line of results/constrained_control.jsonl and is skipped the next time.
 """
 
 from __future__ import annotations
@@ -37,6 +38,12 @@ TASKS = {("ppo", "Hopper"): 1_000_000, ("ppo", "HalfCheetah"): 1_000_000, ("sac"
 """Algorithm and environment, to environment steps."""
 
 ARMS = ("unguarded", "fixed penalty", "pid", "augmented lagrangian")
+ALONE = ", cost alone"
+"""Mark of an arm of the hopper without its limit on falls."""
+
+ALSO = {("ppo", "Hopper"): (f"pid{ALONE}", f"augmented lagrangian{ALONE}")}
+FALLS = 0.2
+"""Falls per episode: one that ends early keeps a limit on an episode's cost at any speed. A cheetah cannot fall."""
 
 PUBLISHED = {
     "ppo/Hopper": {
@@ -54,8 +61,20 @@ PUBLISHED = {
 """OmniSafe's published benchmark with its steps: return and cost, mean and standard deviation over seeds."""
 
 
+def constraints(algorithm, name, arm):
+    """Return the constraints of an arm that has any."""
+    from guardrails import Constraint
+    from guardrails.schedulers import PID
+    from guardrails_sb3 import terminated
+
+    cost = Constraint("cost", limit=LIMIT, scheduler=scheduler(algorithm, arm.removesuffix(ALONE)))
+    if name != "Hopper" or arm.startswith("penalty ") or arm.endswith(ALONE):
+        return [cost]
+    return [cost, Constraint("falls", limit=FALLS, cost=terminated, scheduler=PID(kp=1.0, ki=0.05, kd=0.0))]
+
+
 def scheduler(algorithm, arm):
-    """Return the scheduler of an arm."""
+    """Return the scheduler that an arm has for the cost."""
     from guardrails.schedulers import PID, AugmentedLagrangian, Cap, Fixed, Margin
 
     if arm.startswith("penalty "):
@@ -99,7 +118,7 @@ def train(algorithm, name, arm, seed, steps):
     import torch
     from stable_baselines3.common.callbacks import BaseCallback
 
-    from guardrails import Constraint, Guard
+    from guardrails import Guard
     from guardrails_sb3 import wrap
 
     class Episodes(BaseCallback):
@@ -124,7 +143,7 @@ def train(algorithm, name, arm, seed, steps):
     model = build(algorithm, env, seed)
     guard = None
     if arm != "unguarded":
-        guard = Guard(Constraint("cost", limit=LIMIT, scheduler=scheduler(algorithm, arm)))
+        guard = Guard(*constraints(algorithm, name, arm))
         wrap(model, guard, ledger=False)
     episodes = Episodes()
     model.learn(steps, callback=episodes)
@@ -164,7 +183,8 @@ def wanted(task, seeds):
     short = [(f"penalty {value}", seed, int(SHORT * steps)) for seed in range(seeds) for value in PENALTIES[task[0]]]
     best = best_penalty(task, seeds)
     arms = [arm if arm != "fixed penalty" else best for arm in ARMS]
-    return [(arm, seed, steps) for seed in range(seeds) for arm in arms if arm] + short
+    runs = [(arm, seed, steps) for seed in range(seeds) for arm in arms if arm]
+    return runs + short + [(arm, seed, steps) for arm in ALSO.get(task, ()) for seed in range(seeds)]
 
 
 def best_penalty(task, seeds):
@@ -224,12 +244,13 @@ def report():
         "`python benchmarks/constrained_control.py run`, then `report`. Cost 1 for each step above the speed limit, at "
         f"most {LIMIT:g} per episode; training episodes of the last tenth of each run, exploration included. "
         "Mean ± standard deviation over seeds (divisor n - 1); *within* is whether mean + sd of the cost is within "
-        "the limit, *over* the share of episodes above it. Published: OmniSafe's benchmark, whose runs are longer.",
+        "the limit, *over* the share of episodes above it. Guarded hoppers may fall in one episode of five besides, "
+        "but for those of *cost alone*. Published: OmniSafe's benchmark, whose runs are longer.",
     ]
     shown = {}
     for task, steps in TASKS.items():
         name, runs, missing = "/".join(task), {}, {}
-        for arm in ARMS:
+        for arm in (*ARMS, *ALSO.get(task, ())):
             held = best_penalty(task, SEEDS) if arm == "fixed penalty" else arm
             label = f"fixed {held}" if arm == "fixed penalty" and held else arm
             keys = [(name, held, seed, steps) for seed in range(SEEDS)]

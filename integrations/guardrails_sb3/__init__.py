@@ -8,6 +8,7 @@ to what is safe; see `guardrails_sb3.action_sets`.
 """
 
 from guardrails_sb3.action_sets import ActionBox, ActionMask, CriticShield, Projection, RateLimit, SafeActions
+from guardrails_sb3.costs import terminated
 from guardrails_sb3.evaluate import Estimate, Evaluation, evaluate_guarded
 from guardrails_sb3.meters import CostMeters
 from guardrails_sb3.wrap import safety_critic, unwrap, wrap
@@ -24,6 +25,7 @@ __all__ = [
     "SafeActions",
     "evaluate_guarded",
     "safety_critic",
+    "terminated",
     "unwrap",
     "wrap",
 ]

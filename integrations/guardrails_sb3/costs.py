@@ -38,6 +38,16 @@ def cost_reader(constraint: Constraint) -> Reader:
     return lambda info: sum(reader(info) for reader in readers)
 
 
+def terminated(info: Info) -> float:
+    """Return the cost of ending an episode: 1 for its last step, unless a time limit cut it off there; 0 otherwise.
+
+    ``Constraint("falls", limit=0.2, cost=terminated)`` allows one episode in five to end in a terminal state. It
+    belongs beside a limit on an episode's cost where failing ends the episode, for an early end keeps that limit too.
+    It reads what the vectorised environments of Stable-Baselines3 add to ``info``.
+    """
+    return float("terminal_observation" in info and not info.get("TimeLimit.truncated", False))
+
+
 def _key_reader(name: str, key: str) -> Reader:
     def read(info: Info) -> float:
         try:

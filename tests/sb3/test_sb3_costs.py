@@ -1,9 +1,12 @@
 """Costs read from info, and episode sums that run across rollouts."""
 
+import gymnasium as gym
 import numpy as np
 import pytest
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from guardrails import Constraint, RolloutError
+from guardrails_sb3 import terminated
 from guardrails_sb3.costs import Episodes, cost_reader
 
 
@@ -79,3 +82,24 @@ def test_costs_of_both_infinities_in_one_episode_are_not_a_number_and_raise_no_w
     episodes.add(np.array([[[np.inf]], [[-np.inf]]]), np.ones((2, 1)), np.array([[False], [True]]), {(1, 0): {}})
     assert np.isnan(episodes.take().costs["a"]).all()
     assert not recwarn.list
+
+
+@pytest.mark.parametrize("vectorised", [DummyVecEnv, SubprocVecEnv])
+def test_terminated_costs_1_where_the_environment_ended_the_episode_and_0_where_the_time_limit_did(vectorised):
+    def balance():
+        return gym.make("CartPole-v1", max_episode_steps=12)
+
+    envs = vectorised([balance, balance])
+    envs.seed(0)
+    envs.reset()
+    costs = np.zeros((24, 2))
+    ended = np.zeros((24, 2), dtype=bool)
+    for step in range(24):
+        # The first cart is pushed to one side alone and falls over; the second stands for 12 steps.
+        _, _, ended[step], infos = envs.step(np.array([1, step % 2]))
+        costs[step] = [terminated(info) for info in infos]
+    envs.close()
+    assert costs[:, 0].sum() >= 2
+    np.testing.assert_array_equal(costs[:, 0] == 1.0, ended[:, 0])
+    assert np.flatnonzero(ended[:, 1]).tolist() == [11, 23]
+    assert not costs[:, 1].any()
