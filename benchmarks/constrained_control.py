@@ -70,7 +70,7 @@ def constraints(algorithm, name, arm):
     cost = Constraint("cost", limit=LIMIT, scheduler=scheduler(algorithm, arm.removesuffix(ALONE)))
     if name != "Hopper" or arm.startswith("penalty ") or arm.endswith(ALONE):
         return [cost]
-    return [cost, Constraint("falls", limit=FALLS, cost=terminated, scheduler=PID(kp=1.0, ki=0.05, kd=0.0))]
+    return [cost, Constraint("falls", limit=FALLS, cost=terminated, scheduler=PID(kp=1.0, ki=0.02, kd=0.0))]
 
 
 def scheduler(algorithm, arm):
