@@ -159,7 +159,7 @@ def wanted(steps):
                 if seed < SEEDS[name]:
                     free = [(name, "none", "unguarded", seed, steps)] if budget == "tight" else []
                     runs += free + [(name, budget, arm, seed, steps) for arm in ARMS if arm != "unguarded"]
-    return runs
+    return sorted(runs, key=lambda run: run[1:3] == ("published", "algd plain"))
 
 
 def run(jobs, only, steps):
