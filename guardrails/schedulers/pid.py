@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from guardrails.errors import StateError
+from guardrails.errors import ConfigurationError, StateError
 from guardrails.schedulers.base import check_gain, check_share, whole_number
 from guardrails.schedulers.elementwise import ElementwiseScheduler, Ops, held
 from guardrails.schedulers.rows import LARGEST
@@ -45,6 +45,7 @@ class PID(ElementwiseScheduler[PIDState]):
         smoothing_d: β in [0, 1).
         delay: k ≥ 1 updates over which D looks back.
         integral_max: I_max > 0, the λ up to which the integral may carry it.
+        initial: I₀ in [0, I_max], λ before the first update; above 0 for a run that starts strict.
 
     Raises:
         ConfigurationError: if an argument is out of range.
@@ -68,6 +69,7 @@ class PID(ElementwiseScheduler[PIDState]):
         smoothing_d: float = 0.7,
         delay: int = 5,
         integral_max: float = 10.0,
+        initial: float = 0.0,
     ) -> None:
         self.kp = check_gain("PID", "kp", kp)
         self.ki = check_gain("PID", "ki", ki)
@@ -76,10 +78,16 @@ class PID(ElementwiseScheduler[PIDState]):
         self.smoothing_d = check_share("PID", "smoothing_d", smoothing_d)
         self.delay = whole_number("PID", "delay", delay)
         self.integral_max = check_gain("PID", "integral_max", integral_max, positive=True)
+        self.initial = check_gain("PID", "initial", initial)
+        if self.initial > self.integral_max:
+            raise ConfigurationError(
+                f"PID: initial {self.initial:g} is above integral_max {self.integral_max:g}, up to which the integral may "
+                "carry the multiplier. Lower the one or raise the other."
+            )
 
     def init(self) -> PIDState:
-        """Return a controller at rest."""
-        return PIDState(0.0, 0.0, 0.0, 0.0, ())
+        """Return a controller at rest, its integral at I₀."""
+        return PIDState(self.initial, self.initial, 0.0, 0.0, ())
 
     def advance(self, state: PIDState, violation: Any, ops: Ops) -> PIDState:
         """Advance the controller by one measurement."""

@@ -56,6 +56,7 @@ EVERY = [
     PID(),
     PID(0.1, 0.01, 0.01, smoothing_p=0.95, smoothing_d=0.95, delay=10, integral_max=1.0),
     PID(0.0, 0.3, 0.0, smoothing_p=0.0, smoothing_d=0.0, delay=1, integral_max=1e9),
+    PID(0.1, 0.01, 0.0, initial=0.3),
     NuPI(),
     NuPI(1.0, 0.1, nu=0.0, initial=0.3),
     AugmentedLagrangian(),

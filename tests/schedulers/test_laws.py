@@ -68,11 +68,17 @@ def augmented(a, b, rate, initial, factor, increment, tolerance):
     )
 
 
+def strict_pid(kp, ki, kd, alpha, beta, delay, ceiling, start):
+    return PID(
+        kp, ki, kd, smoothing_p=alpha, smoothing_d=beta, delay=delay, integral_max=ceiling, initial=min(start, ceiling)
+    )
+
+
 plain = st.one_of(
     st.builds(DualAscent, positive, initial=gain),
     st.builds(AdamAscent, positive, initial=gain, mean_smoothing=share, square_smoothing=share, epsilon=positive),
     st.builds(log_dual, positive, positive, positive, positive),
-    st.builds(PID, gain, gain, gain, smoothing_p=share, smoothing_d=share, delay=count, integral_max=positive),
+    st.builds(strict_pid, gain, gain, gain, share, share, count, positive, gain),
     st.builds(NuPI, gain, gain, nu=share, initial=gain),
     st.builds(augmented, positive, positive, st.none() | positive, gain, st.floats(1.0, 1e9), gain, gain),
     st.builds(adaptive_kl, positive, positive, positive, positive),

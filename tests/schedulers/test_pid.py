@@ -107,3 +107,15 @@ def test_incremental_and_positional_control_agree_away_from_zero():
         a, positional = pid.update(a, violation)
         b, incremental = nupi.update(b, violation)
         assert incremental - positional == pytest.approx(0.3 - 0.3 * violations[0], abs=1e-12)
+
+
+def test_a_run_may_start_strict_and_earns_what_it_is_relaxed_by():
+    """λ = I₀ before the first update; kept limits take K_I |v| off it at each, and none below 0."""
+    pid = PID(0.0, 0.05, 0.0, initial=0.3)
+    state = pid.init()
+    assert pid.strength(state) == 0.3
+    course = []
+    for _ in range(10):
+        state, lam = pid.update(state, -1.0)
+        course.append(lam)
+    assert course == pytest.approx([0.25, 0.2, 0.15, 0.1, 0.05, 0.0, 0.0, 0.0, 0.0, 0.0], abs=1e-12)
