@@ -81,8 +81,8 @@ class PID(ElementwiseScheduler[PIDState]):
         self.initial = check_gain("PID", "initial", initial)
         if self.initial > self.integral_max:
             raise ConfigurationError(
-                f"PID: initial {self.initial:g} is above integral_max {self.integral_max:g}, up to which the integral may "
-                "carry the multiplier. Lower the one or raise the other."
+                f"PID: initial {self.initial:g} is above integral_max {self.integral_max:g}, up to which the integral "
+                "may carry the multiplier. Lower the one or raise the other."
             )
 
     def init(self) -> PIDState:
