@@ -346,7 +346,8 @@ def _curves(shown):
             axis.set(title=f"{title}: {key}", xlabel="steps")
         axes[1].axhline(LIMIT, color="black", linewidth=0.8, linestyle="--")
         axes[1].set_yscale("symlog", linthresh=LIMIT)
-        axes[1].legend(fontsize="small")
+        axes[1].set_ylim(bottom=0.0)
+        axes[0].legend(fontsize="small", loc="upper left")
     figure.savefig(RESULTS / "constrained_control.png", dpi=110)
 
 
