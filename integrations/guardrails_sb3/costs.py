@@ -44,8 +44,16 @@ def terminated(info: Info) -> float:
     ``Constraint("falls", limit=0.2, cost=terminated)`` allows one episode in five to end in a terminal state. It
     belongs beside a limit on an episode's cost where failing ends the episode, for an early end keeps that limit too.
     It reads what the vectorised environments of Stable-Baselines3 add to ``info``.
+
+    Raises:
+        RolloutError: if they do not say whether a time limit cut the episode off.
     """
-    return float("terminal_observation" in info and not info.get("TimeLimit.truncated", False))
+    if "TimeLimit.truncated" not in info:
+        raise RolloutError(
+            "no info['TimeLimit.truncated'], so nothing tells a failure from a time limit. DummyVecEnv and SubprocVecEnv give "
+            "it at every step; let yours give it too, or give Constraint(cost=...) a function of your own."
+        )
+    return float("terminal_observation" in info and not info["TimeLimit.truncated"])
 
 
 def _key_reader(name: str, key: str) -> Reader:

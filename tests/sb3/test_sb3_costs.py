@@ -103,3 +103,9 @@ def test_terminated_costs_1_where_the_environment_ended_the_episode_and_0_where_
     np.testing.assert_array_equal(costs[:, 0] == 1.0, ended[:, 0])
     assert np.flatnonzero(ended[:, 1]).tolist() == [11, 23]
     assert not costs[:, 1].any()
+
+
+def test_terminated_does_not_take_environments_that_say_nothing_of_time_limits_for_safe():
+    read = cost_reader(Constraint("falls", limit=0.2, cost=terminated))
+    with pytest.raises(RolloutError, match=r"'falls'.*no info\['TimeLimit.truncated'\].*function of your own"):
+        read({"terminal_observation": np.zeros(3)})
