@@ -50,8 +50,9 @@ def terminated(info: Info) -> float:
     """
     if "TimeLimit.truncated" not in info:
         raise RolloutError(
-            "no info['TimeLimit.truncated'], so nothing tells a failure from a time limit. DummyVecEnv and SubprocVecEnv give "
-            "it at every step; let yours give it too, or give Constraint(cost=...) a function of your own."
+            "no info['TimeLimit.truncated'], so nothing tells a failure from a time limit. DummyVecEnv and "
+            "SubprocVecEnv give it at every step; let yours give it too, or give Constraint(cost=...) a function of "
+            "your own."
         )
     return float("terminal_observation" in info and not info["TimeLimit.truncated"])
 
