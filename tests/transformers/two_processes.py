@@ -23,7 +23,9 @@ WORLD = int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def report(prediction):
-    return {"wrong": float((prediction.predictions.argmax(-1) != prediction.label_ids).mean())}
+    """A metric on which processes disagree, as they do on times: the first one's is what all decide on."""
+    wrong = float((prediction.predictions.argmax(-1) != prediction.label_ids).mean())
+    return {"wrong": wrong + 0.1 * int(os.environ.get("RANK", "0"))}
 
 
 def classify(folder, *, rows=64, accumulated=1, rare=False):
