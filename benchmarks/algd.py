@@ -159,7 +159,16 @@ def wanted(steps):
                 if seed < SEEDS[name]:
                     free = [(name, "none", "unguarded", seed, steps)] if budget == "tight" else []
                     runs += free + [(name, budget, arm, seed, steps) for arm in ARMS if arm != "unguarded"]
-    return sorted(runs, key=lambda run: run[1:3] == ("published", "algd plain"))
+    return sorted(runs, key=_turn)
+
+
+def _turn(key):
+    name, budget, arm, _, _ = key
+    if (budget, arm) == ("published", "algd plain"):
+        return 3
+    if budget == "none" or (name, budget) == ("Hopper", "tight"):
+        return 0
+    return 1 if budget == "published" else 2
 
 
 def run(jobs, only, steps):
