@@ -74,7 +74,8 @@ def swing_of(run):
 
 
 def _spread(values, digits):
-    return f"{np.mean(values):.{digits}f} ± {np.std(values):.{digits}f}"
+    sd = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{sd}"
 
 
 def _picture(runs, name):

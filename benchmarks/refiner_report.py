@@ -26,7 +26,8 @@ FAITHFUL = (
     "The lowest true quality of `refine 3`, 0.66 in seed 2 of code, is the refiner's doing: taught for 600 steps, that "
     "seed's reference also changes programs that were right. Taught for 1200 "
     "(`python benchmarks/refiner.py one code 'refine 3' 2 1200`) the same run ends with a true quality of 0.994 and a "
-    "reward of 1.30; KL 0.7 on that reference with 0.653 and 1.17. These two runs are not in the table."
+    "reward of 1.30; KL 0.7 on that reference (`one code 'KL 0.7' 2 1200`) with 0.653 and 1.17. These two runs are "
+    "printed by their commands and kept in no file."
 )
 """What was found about the outlier, with its command."""
 

@@ -1,7 +1,8 @@
 """Adaptive constraints for existing trainers.
 
-A `Guard` holds `Constraint` objects; an adapter (``guardrails_trl``, ``guardrails_sb3``) feeds it what
-the host measured and applies what it decides. Any other loop calls ``guard.step(Rollout(...))`` itself.
+A `Guard` holds `Constraint` objects; an adapter (``guardrails_trl``, ``guardrails_transformers``,
+``guardrails_sb3``) feeds it what the host measured and applies what it decides. Any other loop calls
+``guard.step(Rollout(...))`` itself.
 """
 
 from guardrails.action_set import ActionSet

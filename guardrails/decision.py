@@ -15,7 +15,7 @@ class Reason:
     """One sentence of explanation.
 
     Args:
-        subject: name of the constraint, dial or metric it speaks of.
+        subject: name of the constraint, gate or metric it speaks of.
         verdict: what happened to it.
         text: the sentence.
     """
@@ -34,7 +34,7 @@ class ConstraintDecision:
 
     Args:
         name: the constraint's name.
-        cost: mean cost J of the step, in the cost's own unit; NaN when the step had no rows.
+        cost: mean cost J of the step, in the cost's own unit; NaN when the step had no rows or did not measure it.
         limit: the limit d the cost was compared with, in the same unit.
         violation: J - d for an upper limit, d - J for a lower one; positive means violated.
         multiplier: strength λ ≥ 0 that the host applies from now on.
@@ -147,7 +147,7 @@ class Decision:
         gates: name to facts of each gate that moves a limit or a dial.
         dials: name to the value that each dial is to have from now on.
         weights: name of the refinement to its weight α from now on; empty without one.
-        reasons: why, one sentence per constraint that changed or could not be measured.
+        reasons: why, at least one sentence per constraint and gate.
     """
 
     step: int

@@ -289,7 +289,8 @@ class Guard:
         It is `reduce`, then `decide`; what was reduced and decided goes into the ledger, if there is one.
 
         Args:
-            rollout: the globally reduced rows of one step of the host. With no rows nothing changes.
+            rollout: the globally reduced rows of one step of the host. With no rows nothing changes
+                but the number of the step.
 
         Raises:
             RolloutError: if a constraint's cost column is missing; nothing was updated.

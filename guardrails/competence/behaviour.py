@@ -159,7 +159,7 @@ class CriticCalibration(CompetenceMetric):
     Args:
         cost: name of the cost column.
         scale: error that counts as 0, > 0, in the cost's unit.
-        predicted: key of a row's info with the cost that was predicted at its start.
+        predicted: key of a row's info with the cost that was predicted: at its start, or on average along it.
 
     Example:
         >>> CriticCalibration("cost", scale=10.0).measure(

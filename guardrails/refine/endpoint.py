@@ -41,7 +41,8 @@ class EndpointRefiner(Refiner):
         retries: further attempts per row.
         backoff: seconds before the first of them, with up to half as much again at random.
         failures: rows in a row without an answer that stop the asking.
-        cooldown: seconds until it is tried again; doubled each time that fails.
+        cooldown: seconds until it is tried again; doubled each time that fails, up to 600 or itself if
+            that is more.
         max_tokens: longest answer, in the server's tokens; what is cut there counts as no answer. Default: twice
             what the host lets a completion have.
         temperature: of the server's sampling; 0 is greedy.

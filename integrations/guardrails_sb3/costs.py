@@ -167,9 +167,9 @@ class Episodes:
         """Return the episodes that ended since the last call, one row each.
 
         Args:
-            missed: for each, by how much a critic's predictions of its costs were off, ``(n_constraints,)`` in the
+            missed: for each, by how much a critic's predictions of its costs were too high, ``(n_constraints,)`` in the
                 costs' units. Its info then says under ``predicted_cost/<name>``, and for the first constraint under
-                ``predicted_cost``, the cost less what was missed, as `CriticCalibration` reads it.
+                ``predicted_cost``, the cost plus that, as `CriticCalibration` reads it.
             **columns: further columns of `Rollout`.
         """
         ended, self._ended = self._ended, []

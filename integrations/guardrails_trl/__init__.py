@@ -1,4 +1,4 @@
-"""Guardrails for TRL: `GuardrailsCallback` makes a GRPO or RLOO trainer respect constraints."""
+"""Guardrails for TRL: `GuardrailsCallback` makes a GRPO, RLOO, OnlineDPO or loss trainer respect constraints."""
 
 from guardrails_trl.callback import GuardrailsCallback
 
