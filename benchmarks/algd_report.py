@@ -17,7 +17,7 @@ def write(records, steps):
         "# ALGD and SAC under a limit on discounted speed",
         "",
         f"`python benchmarks/algd.py run`, then `report`: {steps:,} steps, one gradient step each after the warm-up, "
-        f"γ = {GAMMA}; {len(runs)} of {total} runs are in. Mean ± standard deviation over seeds.",
+        f"γ = {GAMMA}; {len(runs)} of {total} runs are in. Mean ± standard deviation (divisor n - 1) over seeds.",
         "",
         f"Return, discounted cost and cost are of episodes without noise, {EPISODES} at each of the last {LAST} of "
         f"{POINTS} evaluations. *Over* is the share of training episodes, of the second half, whose discounted cost "
