@@ -90,6 +90,10 @@ class Guard:
 
         return toml.dump(self)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy takes along: the state, but neither the ledger, which has one writer, nor the host."""
+        return {**vars(self), "_ledger": None, "_host": None}
+
     @property
     def parts(self) -> tuple[Part, ...]:
         """The constraints, dials, action sets and refinement as they were given, with limits that move as `Between`."""

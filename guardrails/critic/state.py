@@ -48,7 +48,7 @@ def load_named(
     if foreign:
         raise StateError(
             f"The saved {what} does not fit this model: {', '.join(foreign[:8])} differ. Resume with the architecture, "
-            "observation space, action space and constraints the run was saved with."
+            "observation space, action space, constraints and cost critic (an `Ensemble`) the run was saved with."
         )
     for part, module in modules.items():
         weights = {name: tensors[f"{part}.{name}"] for name in _weights(module)}

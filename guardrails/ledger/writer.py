@@ -9,7 +9,7 @@ import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from guardrails.decision import Decision
 from guardrails.evidence import Evidence
@@ -160,6 +160,9 @@ class Ledger:
             del _open[self.path]
         os.close(self._file)
         mending.unlock(self._lock)
+
+    def __getstate__(self) -> NoReturn:
+        raise TypeError("A ledger has one writer and is not copied. Copy the guard: the copy records nothing.")
 
     def __enter__(self) -> Ledger:
         return self

@@ -211,6 +211,8 @@ def check_number(
     Raises:
         ConfigurationError: otherwise, naming owner, argument, value and the allowed range.
     """
+    if isinstance(value, np.generic):
+        value = value.item()
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not abs(value) <= sys.float_info.max or value < low or value > high or (open_low and value == low):
         left = f"({low:g}" if open_low or low == -math.inf else f"[{low:g}"

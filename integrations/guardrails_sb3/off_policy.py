@@ -22,6 +22,7 @@ from guardrails import Guard, StateError
 from guardrails_sb3 import seams
 from guardrails_sb3.costs import Episodes, cost_reader
 from guardrails_sb3.critic_dual import CriticDual
+from guardrails_sb3.endless import Endless
 from guardrails_sb3.replay_critic import ReplayCritic
 from guardrails_sb3.telemetry import record, record_all
 from guardrails_sb3.trajectories import TRAJECTORY_COLUMNS, Trajectories
@@ -60,6 +61,7 @@ class OffPolicyGuard(BaseCallback):
         self._readers = [cost_reader(part) for part in guard.constraints]
         self._episodes = Episodes(model.n_envs, self._names)
         self._trajectories = Trajectories(model.n_envs, guard.requires & TRAJECTORY_COLUMNS)
+        self._endless = Endless(self._names if dual_interval is None else ())
         self._follows: tuple[Any, ...] = (seams.last_observations(model),)
         self._released = self._told = False
 
@@ -98,6 +100,8 @@ class OffPolicyGuard(BaseCallback):
             self.critic.release()
 
     def _on_training_start(self) -> None:
+        if not self._released and self.critic is not None:
+            self.critic.start()
         last = seams.last_observations(self._host)
         if self._released or any(last is known for known in self._follows):
             return
@@ -147,6 +151,7 @@ class OffPolicyGuard(BaseCallback):
             record(self.logger, decision, {})
         if self._episodes.ended:
             self._judge_episodes()
+        self._endless.look(self._episodes.lengths)
 
     def _judge_episodes(self) -> None:
         missed, metrics = (None, {}) if self.critic is None else self.critic.take()
@@ -192,7 +197,13 @@ class OffPolicyGuard(BaseCallback):
         def part(prefix: str) -> dict[str, torch.Tensor]:
             return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
-        running = tuple(tensors["episodes.lengths"].shape) == self._episodes.lengths.shape
+        lengths = tensors.get("episodes.lengths")
+        if lengths is None:
+            raise StateError(
+                f"The state was not saved by an off-policy algorithm, as {type(self._host).__name__} is. Resume it "
+                "with the algorithm it was saved with."
+            )
+        running = tuple(lengths.shape) == self._episodes.lengths.shape
         if self.critic is not None:
             self.critic.load_tensors(part(_CRITIC), running=running)
         if self._dual is not None:

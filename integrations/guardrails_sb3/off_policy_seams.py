@@ -23,6 +23,24 @@ Learn = Callable[[torch.Tensor], None]
 """Is given the actions that the policy takes at the batch's next observations, once per gradient step."""
 
 
+class Hook:
+    """A forward hook that a copy of its module does not have."""
+
+    def __init__(self, hook: Callable[..., Any]) -> None:
+        self._hook = hook
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Return what the hook makes of a module's output."""
+        return self._hook(module, args, output)
+
+    def __deepcopy__(self, memo: Any) -> Hook:
+        return Hook(_leave)
+
+
+def _leave(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    """Leave a module's output as it is."""
+
+
 class HostSeams(ABC):
     """The hooks and methods of one host.
 
@@ -42,7 +60,7 @@ class HostSeams(ABC):
 
     def install(self) -> None:
         """Put hooks and methods in."""
-        self._handles = [module.register_forward_hook(hook) for module, hook in self._hooks()]
+        self._handles = [module.register_forward_hook(Hook(hook)) for module, hook in self._hooks()]
         for overlay in self._overlays:
             overlay.install()
 

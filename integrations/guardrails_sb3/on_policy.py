@@ -22,6 +22,7 @@ from guardrails_sb3 import seams
 from guardrails_sb3.advantages import FloatArray, gae, measurable, mix
 from guardrails_sb3.cost_value import CostValue, Observations
 from guardrails_sb3.costs import Episodes, Info, cost_reader
+from guardrails_sb3.endless import Endless
 from guardrails_sb3.rollout_critic import RolloutCritic
 from guardrails_sb3.telemetry import record
 from guardrails_sb3.trajectories import TRAJECTORY_COLUMNS, Trajectories
@@ -63,6 +64,7 @@ class OnPolicyGuard(BaseCallback):
         self._scales = [part.violation_scale for part in constraints]
         self._episodes = Episodes(model.n_envs, self._names)
         self._trajectories = Trajectories(model.n_envs, guard.requires & TRAJECTORY_COLUMNS)
+        self._endless = Endless(self._names)
         self._critic = CostValue(model, self._scales) if cost_critic and constraints else None
         self.looks = bool(constraints or guard.gates)  # else nothing is measured: action sets of fixed width, say
         self._allocate(0)
@@ -163,6 +165,7 @@ class OnPolicyGuard(BaseCallback):
             record(self.logger, self.guard.step(Rollout(lengths=np.full(np.count_nonzero(starts), np.nan))), {})
             return
         self._sum_episodes()
+        self._endless.look(self._episodes.lengths)
         costs = measurable(self._costs, self._scales, self._signs)
         judged: dict[str, float] = {}
         if self.critic is None:

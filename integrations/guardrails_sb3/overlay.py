@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 from guardrails import AttachError
+
+
+class Overlaid:
+    """A function that stands in one object, and in no copy of it: there it would go on acting on the first.
+
+    Args:
+        method: what is called.
+        owner: the name of the object's class.
+    """
+
+    def __init__(self, method: Callable[..., Any], owner: str) -> None:
+        functools.update_wrapper(self, method)
+        self.method, self._owner = method, owner
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function."""
+        return self.method(*args, **kwargs)
+
+    def __deepcopy__(self, memo: Any) -> NoReturn:
+        raise AttachError(
+            f"This {self._owner} is guarded, and a copy would act through the guard of the original. Call "
+            "unwrap(model), copy it, and wrap both with guards of their own; or save it and load that."
+        )
 
 
 class Overlay:
@@ -20,7 +44,8 @@ class Overlay:
     """
 
     def __init__(self, owner: Any, methods: Mapping[str, Callable[..., Any]]) -> None:
-        self.owner, self.methods = owner, dict(methods)
+        self.owner = owner
+        self.methods = {name: Overlaid(method, type(owner).__name__) for name, method in methods.items()}
         self._before = {name: vars(owner)[name] for name in methods if name in vars(owner)}
 
     def install(self) -> None:

@@ -133,6 +133,11 @@ class ReplayCritic:
         """Forget the environments in ``starts``: they begin an episode."""
         self._predictions.begin(starts)
 
+    def start(self) -> None:
+        """Note that ``learn`` begins: a ``train`` that an exception has cut short is not checked any more."""
+        self._batch = None
+        self._updates = (seams.updates(self._model), self._seams.learned, self._seams.acted)
+
     def rest(self) -> None:
         """Note that ``learn`` is over: who asks the host's networks from now on is not its ``train``."""
         self._batch = None

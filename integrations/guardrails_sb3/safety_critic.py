@@ -193,13 +193,16 @@ def _bounds(space: Any, device: torch.device) -> tuple[torch.Tensor, torch.Tenso
 
 
 def horizon(model: BaseAlgorithm, given: int | None) -> int:
-    """Return T, the steps of an episode: as given, or the time limit that the environments are registered with.
+    """Return T, the steps of an episode: as given, or the time limit of the environments.
 
     Raises:
-        AttachError: if it is not given and the environments have none, or several.
+        AttachError: if it is given and no whole number of steps, or not given and the environments have none, or
+            several.
     """
     if given is not None:
-        return given
+        if not isinstance(given, (int, np.integer)) or isinstance(given, bool) or given < 1:
+            raise AttachError(f"wrap: horizon is {given!r}; give the steps of an episode, a whole number, at least 1.")
+        return int(given)
     limits = set(_time_limits(model.env))
     if len(limits) != 1:
         found = f"their time limits are {sorted(limits)}" if limits else "they state no time limit"
@@ -212,14 +215,14 @@ def horizon(model: BaseAlgorithm, given: int | None) -> int:
 
 
 def _time_limits(env: Any) -> list[int]:
-    """Return the time limit of each environment, by its registration or else its wrapper; empty if one has none."""
-    try:
+    """Return the time limit of each environment, by its outermost wrapper or else its registration; empty without.
+
+    What an environment in a process of its own does not have must not be asked for: that ends the process.
+    """
+    if env.has_attr("_max_episode_steps"):
+        limits = list(env.get_attr("_max_episode_steps"))
+    elif env.has_attr("spec"):
         limits = [getattr(spec, "max_episode_steps", None) for spec in env.get_attr("spec")]
-    except (AttributeError, NotImplementedError):
-        limits = [None]
-    if None in limits:
-        try:
-            limits = list(env.get_attr("_max_episode_steps"))
-        except (AttributeError, NotImplementedError):
-            return []
-    return [int(limit) for limit in limits if limit is not None]
+    else:
+        limits = []
+    return [] if None in limits else [int(limit) for limit in limits]

@@ -18,7 +18,7 @@ from guardrails_sb3 import checkpoint, hosts, seams
 from guardrails_sb3.action_sets.hosting import SafeActing
 from guardrails_sb3.callbacks import Callbacks
 from guardrails_sb3.dials import Dials
-from guardrails_sb3.overlay import Overlay
+from guardrails_sb3.overlay import Overlaid, Overlay
 from guardrails_sb3.record import Recorder
 from guardrails_sb3.safety_critic import HostCritic
 
@@ -181,7 +181,8 @@ class _Attachment:
 
     @classmethod
     def of(cls, model: BaseAlgorithm) -> _Attachment | None:
-        owner = getattr(vars(model).get(seams.INIT_CALLBACK), "__self__", None)
+        overlaid = vars(model).get(seams.INIT_CALLBACK)
+        owner = getattr(overlaid.method, "__self__", None) if isinstance(overlaid, Overlaid) else None
         return owner if isinstance(owner, cls) else None
 
     def install(self) -> None:

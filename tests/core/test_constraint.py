@@ -76,3 +76,10 @@ def test_costs_that_cannot_be_summed_raise_no_warning_of_numpy(costs):
 
 def test_no_rows_measure_nothing():
     assert math.isnan(Constraint("c", limit=1.0).measure(np.array([])).cost)
+
+
+@pytest.mark.parametrize("limit", [np.float32(0.5), np.float64(0.5), np.int64(2)])
+def test_a_limit_may_be_a_number_of_numpy(limit):
+    constraint = Constraint("cost", limit=limit)
+    assert type(constraint.limit) is float
+    assert constraint.limit == limit

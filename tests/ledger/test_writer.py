@@ -1,6 +1,9 @@
+import copy
+import gc
 import json
 import logging
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -338,3 +341,23 @@ def test_a_seed_may_be_a_whole_number_of_numpy(path):
     with Guard(Constraint("c", limit=1.0)).record(path, seed=np.int64(7)):
         pass
     assert next(read(path)).data["seed"] == 7
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda guard: pickle.loads(pickle.dumps(guard))])
+def test_a_copy_of_a_guard_that_records_records_nothing_and_leaves_the_ledger_alone(path, copied):
+    guard = Guard(Constraint("cost", limit=1.0))
+    ledger = guard.record(path)
+    guard.attach("a host")
+    guard.step(Rollout(costs={"cost": [2.0]}))
+    twin = copied(guard)
+    assert twin.state_dict() == guard.state_dict()
+    assert twin.ledger is None
+    assert twin.host is None
+    twin.step(Rollout(costs={"cost": [2.0]}))
+    del twin
+    gc.collect()
+    guard.step(Rollout(costs={"cost": [3.0]}))
+    ledger.close()
+    assert verify(path).steps == 2
+    with pytest.raises(TypeError, match="one writer"):
+        copy.copy(ledger)

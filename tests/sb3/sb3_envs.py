@@ -10,6 +10,8 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from guardrails_sb3.wrap import attachment_of
+
 torch.set_num_threads(1)
 
 OBSERVATIONS = {
@@ -103,7 +105,7 @@ def learn(model, steps, seed=0, **settings):
 
 def callback_of(model):
     """Return the callback of ours in a wrapped model."""
-    return vars(model)["_init_callback"].__self__.callback
+    return attachment_of(model).callback
 
 
 def parameters(model):

@@ -315,6 +315,8 @@ def test_a_policy_that_cannot_be_built_says_why(settings, message):
         lambda: algd.ddpm_schedule(3, beta_min=0.5, beta_max=0.1),
         lambda: algd.make(Drift(), cost_limit=1.0, horizon=25, penalty_coefficient=-1.0),
         lambda: algd.make(Drift(), cost_limit=1.0, horizon=25, learning_rate=lambda _: 1e-3),
+        lambda: algd.make(Drift(), cost_limit=1.0, horizon=25, dual_interval=0),
+        lambda: algd.make(Drift(), cost_limit=1.0, horizon=25, dual_interval=None),
     ],
 )
 def test_settings_out_of_range_are_refused(make):
@@ -375,6 +377,23 @@ class TestDecisionsOnTheCritic:
 
 
 class TestPreset:
+    def test_it_resumes_what_it_made(self, tmp_path):
+        def made(**more):
+            settings = {"learning_starts": 20, "batch_size": 16, "gradient_steps": 1, "dual_interval": 7, "tau": 0.01}
+            path = tmp_path / f"{len(list(tmp_path.iterdir()))}.jsonl"
+            return algd.make(environments(), cost_limit=1.0, horizon=9, seed=0, ledger=path, **settings, **more)
+
+        through = made().learn(60)
+        through.save(tmp_path / "run.zip")
+        through.save_replay_buffer(tmp_path / "replay.pkl")
+        go_on(through)
+        resumed = made(resume=tmp_path / "run.zip", tensorboard_log=None)
+        resumed.load_replay_buffer(tmp_path / "replay.pkl")
+        go_on(resumed)
+        assert resumed.num_timesteps == through.num_timesteps
+        assert same(everything(through), everything(resumed))
+        assert callback_of(resumed).guard.ledger.path.parent == tmp_path
+
     def test_a_discounted_limit_is_the_critics_own_and_counts_in_its_unit(self):
         model = algd.make(Drift(), cost_limit=3.0, discounted=True, horizon=25, seed=0)
         critic, part = safety_critic(model), callback_of(model).guard.constraints[0]

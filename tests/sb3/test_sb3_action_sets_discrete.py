@@ -27,6 +27,7 @@ from guardrails_sb3 import (
     unwrap,
     wrap,
 )
+from guardrails_sb3.wrap import attachment_of
 
 SETTINGS = {"n_steps": 40, "seed": 0, "device": "cpu"}
 REPLAY = {"learning_starts": 20, "buffer_size": 400, "batch_size": 16, "seed": 0, "device": "cpu"}
@@ -291,7 +292,7 @@ def pair(model):
 
 
 def callback_acting(model):
-    return vars(model)["_init_callback"].__self__.acting.acting
+    return attachment_of(model).acting.acting
 
 
 def test_a_shield_without_a_critic_is_refused():

@@ -5,17 +5,18 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from sb3_contrib import QRDQN, TQC, CrossQ
+from sb3_contrib import ARS, QRDQN, TQC, CrossQ
 from sb3_envs import Drift, Gamble, Pictured, callback_of, learn, parameters, same, vec
-from sb3_hosts import ACTORS, GREEDY, SMALL, guarded, host, spy
+from sb3_hosts import ACTORS, GREEDY, SMALL, guarded, host, learner_of, spy
 from sb3_numbered import Numbered, books, numbered
 from stable_baselines3 import DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.vec_env import SubprocVecEnv
 
-from guardrails import AttachError, Constraint, Guard
+from guardrails import AttachError, Constraint, Guard, StateError
 from guardrails.schedulers import DualAscent, Fixed
-from guardrails_sb3 import safety_critic, unwrap, wrap
+from guardrails_sb3 import endless, safety_critic, unwrap, wrap
 
 
 def trace(model):
@@ -203,3 +204,69 @@ def test_the_multiplier_follows_what_the_episodes_cost():
     for total in sums:
         expected = max(0.0, expected + 0.5 * (total - 10.0) / 10.0)
     assert callback_of(model).guard.multipliers["cost"] == pytest.approx(expected)
+
+
+def test_a_time_limit_is_asked_of_environments_in_processes_of_their_own_without_ending_them():
+    env = SubprocVecEnv([lambda: gym.wrappers.TimeLimit(Drift(), 40)] * 2)
+    model = SAC("MlpPolicy", env, buffer_size=50)
+    assert safety_critic(wrap(model, Guard(Constraint("cost", limit=1.0)))).horizon == 40
+    env.close()
+    env = SubprocVecEnv([Drift] * 2)
+    model = SAC("MlpPolicy", env, buffer_size=50)
+    with pytest.raises(AttachError, match="they state no time limit"):
+        wrap(model, Guard(Constraint("cost", limit=1.0)))
+    assert env.reset().shape == (2, *Drift.observation_space.shape)
+    env.close()
+
+
+def test_a_tighter_time_limit_about_a_registered_one_is_the_horizon():
+    model = SAC("MlpPolicy", gym.wrappers.TimeLimit(gym.make("Pendulum-v1"), 50), buffer_size=50)
+    assert safety_critic(wrap(model, Guard(Constraint("cost", limit=1.0)))).horizon == 50
+
+
+@pytest.mark.parametrize("horizon", [0, -1, 2.5, True])
+def test_a_horizon_that_is_no_number_of_steps_is_refused(horizon):
+    with pytest.raises(AttachError, match="horizon is"):
+        wrap(host(SAC), Guard(Constraint("cost", limit=1.0)), cost_critic=SMALL, horizon=horizon)
+
+
+class InterruptionError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("kind", [SAC, DQN, TD3])
+def test_a_train_that_is_interrupted_is_no_reason_to_refuse_the_next(kind):
+    model = guarded(host(kind, gradient_steps=4))
+    steps = []
+
+    def interrupt(optimizer, args, kwargs):
+        steps.append(1)
+        if len(steps) == 30:
+            raise InterruptionError
+
+    optimizer = (model.policy if kind is DQN else model.critic).optimizer
+    handle = optimizer.register_step_pre_hook(interrupt)
+    with pytest.raises(InterruptionError):
+        model.learn(200)
+    handle.remove()
+    learned = learner_of(model)._seams.learned
+    model.learn(40, reset_num_timesteps=False)
+    assert learner_of(model)._seams.learned > learned
+
+
+@pytest.mark.parametrize("kind", [PPO, SAC])
+def test_episodes_that_never_end_are_pointed_out_once(kind, caplog, monkeypatch):
+    monkeypatch.setattr(endless, "PATIENCE", 50)
+    env = vec(2, kind=Drift, length=10_000)
+    model = PPO("MlpPolicy", env, n_steps=16, batch_size=32) if kind is PPO else host(kind, env=env)
+    learn(guarded(model, critic=SMALL if kind is SAC else True), 200)
+    said = [record for record in caplog.records if "No environment has ended an episode" in record.message]
+    assert len(said) == 1
+    assert "TimeLimit" in said[0].message
+
+
+def test_the_state_of_a_host_of_another_family_is_refused_by_name(tmp_path):
+    model = wrap(ARS("LinearPolicy", vec(1, kind=Drift), n_delta=2), Guard(Constraint("cost", limit=1.0)))
+    model.save(tmp_path / "ars.zip")
+    with pytest.raises(StateError, match="not saved by an off-policy algorithm"):
+        wrap(host(SAC), Guard(Constraint("cost", limit=1.0)), cost_critic=SMALL, horizon=9, resume=tmp_path / "ars.zip")

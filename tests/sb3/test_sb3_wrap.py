@@ -37,7 +37,7 @@ def trace(model):
         hooks,
         (len(optimizer._optimizer_step_pre_hooks), len(optimizer._optimizer_step_post_hooks)),
         [
-            getattr(model, name).__func__
+            getattr(getattr(model, name), "__func__", getattr(model, name))
             for name in ("_init_callback", "_excluded_save_params", "save", "learn", "train")
         ],
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 from stable_baselines3 import SAC
@@ -11,13 +12,16 @@ from guardrails import ConfigurationError, Constraint, Guard
 from guardrails.constraint import CostFunction
 from guardrails.critic import Ensemble, critic_unit
 from guardrails.schedulers import AdamLogDual, Augmented, ConstraintScheduler
-from guardrails.schedulers.base import check_number
+from guardrails.schedulers.base import check_number, whole_number
+from guardrails_sb3 import checkpoint
 from guardrails_sb3.algd.policy import DiffusionPolicy
 from guardrails_sb3.algd.schedules import Schedule
 from guardrails_sb3.safety_critic import horizon as episode_steps
 from guardrails_sb3.wrap import wrap
 
 _MEMBERS = 4
+_OF_A_RUN = ("device", "tensorboard_log", "verbose", "seed")
+"""Arguments of SAC that are not in a saved file, or need not be those of the run so far."""
 
 
 def make(
@@ -33,6 +37,8 @@ def make(
     gradient_steps: int = 10,
     dual_interval: int = 100,
     horizon: int | None = None,
+    resume: checkpoint.Target | None = None,
+    ledger: str | Path | bool = True,
     learning_rate: float = 3e-4,
     gamma: float = 0.99,
     **sac: Any,
@@ -60,6 +66,10 @@ def make(
         gradient_steps: per step of the environments.
         dual_interval: gradient steps between decisions.
         horizon: steps of an episode; default: the environments' time limit.
+        resume: the file that a model made with these arguments was saved to, to go on with; see `guardrails_sb3.wrap`.
+            SAC is then loaded from it, and of ``sac`` only ``device``, ``tensorboard_log``, ``verbose`` and ``seed``
+            are taken up. Its replay buffer is loaded by ``model.load_replay_buffer``, afterwards.
+        ledger: see `guardrails_sb3.wrap`.
         learning_rate: of all networks, and of ln λ.
         gamma: discount of rewards and costs.
         **sac: further arguments of SAC, such as ``seed`` and ``tensorboard_log``, or others in place of these; ``tau``
@@ -67,9 +77,10 @@ def make(
             of their ``gradient_steps`` are taken.
 
     Raises:
-        ConfigurationError: if ``penalty_coefficient``, ``learning_rate`` or the limit is out of range, or
-            ``train_freq`` counts episodes.
+        ConfigurationError: if ``penalty_coefficient``, ``learning_rate``, ``dual_interval`` or the limit is out of
+            range, or ``train_freq`` counts episodes.
         AttachError: as `wrap` does.
+        StateError: if ``resume`` is a file of another guard, of an unguarded model, or damaged.
 
     Example:
         >>> model = make(env, cost_limit=82.748, discounted=True)  # doctest: +SKIP
@@ -77,6 +88,7 @@ def make(
     """
     rate = check_number("algd.make", "learning_rate", learning_rate, low=0.0, open_low=True)
     check_number("algd.make", "penalty_coefficient", penalty_coefficient, low=0.0)
+    dual_interval = whole_number("algd.make", "dual_interval", dual_interval)
     policy = {"sde": sde, "steps": steps, **sac.pop("policy_kwargs", {})}
     rounds = _rounds(sac.pop("train_freq", None), gradient_steps)
     settings: dict[str, Any] = {
@@ -89,7 +101,10 @@ def make(
         "gradient_steps": rounds * gradient_steps,
         "ent_coef": 0.0,
     } | sac
-    model = SAC(DiffusionPolicy, env, learning_rate, gamma=gamma, policy_kwargs=policy, **settings)
+    if resume is None:
+        model = SAC(DiffusionPolicy, env, learning_rate, gamma=gamma, policy_kwargs=policy, **settings)
+    else:
+        model = SAC.load(resume, env=env, **{key: value for key, value in sac.items() if key in _OF_A_RUN})
     unit = critic_unit(episode_steps(model, horizon), gamma)
     if scheduler is None:
         scheduler = AdamLogDual(
@@ -111,7 +126,15 @@ def make(
         target_interval=settings["target_update_interval"],
         activation="silu",
     )
-    return wrap(model, guard, cost_critic=critics, horizon=horizon, dual_interval=dual_interval)
+    return wrap(
+        model,
+        guard,
+        cost_critic=critics,
+        horizon=horizon,
+        resume=resume,
+        ledger=ledger,
+        dual_interval=dual_interval,
+    )
 
 
 def _rounds(frequency: Any, gradient_steps: int) -> int:
