@@ -7,6 +7,7 @@ function, are left alone.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -26,6 +27,9 @@ from guardrails_sb3.endless import Endless
 from guardrails_sb3.rollout_critic import RolloutCritic
 from guardrails_sb3.telemetry import record
 from guardrails_sb3.trajectories import TRAJECTORY_COLUMNS, Trajectories
+
+
+logger = logging.getLogger(__name__)
 
 
 class OnPolicyGuard(BaseCallback):
@@ -251,8 +255,14 @@ class OnPolicyGuard(BaseCallback):
             )
         if self._critic is not None:
             self._critic.load_tensors(tensors)
+        judged = _part(tensors, "safety.")
         if self.critic is not None:
-            self.critic.load_tensors(_part(tensors, "safety."))
+            self.critic.load_tensors(judged)
+        elif judged:
+            logger.warning(
+                "The run was saved with a safety critic, which is dropped here. Give wrap(..., cost_critic=Ensemble(...)) "
+                "to resume with it."
+            )
         if self._episodes.load_tensors(_part(tensors, "episodes.")):
             self._trajectories.load_tensors(_part(tensors, "trajectories."))
 

@@ -15,6 +15,7 @@ from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.save_util import load_from_zip_file
 
 from guardrails import Constraint, Guard, StateError
+from guardrails.critic import Ensemble
 from guardrails.schedulers import PID, DualAscent
 from guardrails_sb3 import checkpoint, unwrap, wrap
 
@@ -220,3 +221,12 @@ def test_damaged_and_newer_state_is_refused(saved):
     cut = {name: tensor for name, tensor in load(tensors).items() if not name.endswith("0.exp_avg")}
     rewritten(saved, "guardrails/tensors.safetensors", save(cut))
     refused(saved, guard(), r"optimizer\.0\.exp_avg differ")
+
+
+def test_a_safety_critic_that_is_left_out_of_a_resume_is_pointed_out(tmp_path, caplog):
+    settings = {"cost_critic": Ensemble(members=2, hidden=(8,)), "horizon": 25}
+    wrapped(**settings).learn(80).save(tmp_path / "run.zip")
+    for given, said in ((settings, 0), ({}, 1)):
+        model = PPO.load(tmp_path / "run.zip", env=environments(), device="cpu")
+        wrap(model, guard(), resume=tmp_path / "run.zip", **given)
+        assert sum("safety critic, which is dropped" in record.message for record in caplog.records) == said
