@@ -28,7 +28,6 @@ from guardrails_sb3.rollout_critic import RolloutCritic
 from guardrails_sb3.telemetry import record
 from guardrails_sb3.trajectories import TRAJECTORY_COLUMNS, Trajectories
 
-
 logger = logging.getLogger(__name__)
 
 
