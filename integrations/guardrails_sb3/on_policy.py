@@ -259,8 +259,8 @@ class OnPolicyGuard(BaseCallback):
             self.critic.load_tensors(judged)
         elif judged:
             logger.warning(
-                "The run was saved with a safety critic, which is dropped here. Give wrap(..., cost_critic=Ensemble(...)) "
-                "to resume with it."
+                "The run was saved with a safety critic, which is dropped here. Give wrap(..., "
+                "cost_critic=Ensemble(...)) to resume with it."
             )
         if self._episodes.load_tensors(_part(tensors, "episodes.")):
             self._trajectories.load_tensors(_part(tensors, "trajectories."))
