@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -106,7 +107,9 @@ def evaluate_guarded(
     """Let ``model`` act in ``env``, held to the sets of its guard, and say what came of it.
 
     The number of episodes of each environment of a vector is fixed beforehand, so that those with short episodes
-    do not count for more. Model, guard, statistics of ``VecNormalize`` and random generators are left as they were.
+    do not count for more. Model, guard, statistics of ``VecNormalize`` and random generators outside ``env`` are left
+    as they were. Where ``env`` is one that the model learns in, or wraps one, the episodes that were running in the
+    model's environments are given up: the next ``learn`` begins them anew, as after ``model.set_env``.
 
     Args:
         model: wrapped or not.
@@ -120,7 +123,7 @@ def evaluate_guarded(
 
     Raises:
         AttachError: if there is no guard, another than the one the model is wrapped with, or it asks for what
-            this model or environment lacks.
+            this model or environment lacks; if ``env`` is one that the model learns in, within ``learn``.
         ConfigurationError: if a number is out of range.
 
     Example:
@@ -132,7 +135,7 @@ def evaluate_guarded(
     vector = env if isinstance(env, VecEnv) else DummyVecEnv([lambda: env])
     if vector.action_space != model.action_space:
         raise AttachError(f"The model acts in {model.action_space}, but this environment in {vector.action_space}.")
-    with _left_alone(model, vector, seed):
+    with _left_alone(model, vector, seed), _given_up(model, vector):
         episodes = _run(acting, propose, vector, n_episodes, deterministic)
     return _summary(acting.enforcement.guard.constraints, episodes, deterministic, confidence)
 
@@ -146,7 +149,9 @@ def _acting(model: BaseAlgorithm, guard: Guard | None) -> tuple[Acting, Predict]
             raise AttachError(
                 f"This {type(model).__name__} is wrapped with another guard. Leave out guard=, or unwrap(model) first."
             )
-        return attachment.acting.acting, attachment.acting.propose
+        acting = attachment.acting.acting
+        acting.enforcement.refresh()  # a state may have been loaded since the last decision
+        return acting, attachment.acting.propose
     if guard is None:
         raise AttachError(
             f"This {type(model).__name__} is not wrapped. Give evaluate_guarded the guard to judge it by."
@@ -173,6 +178,39 @@ def _left_alone(model: BaseAlgorithm, env: VecEnv, seed: int | None) -> Iterator
         model.action_space.np_random.bit_generator.state = explored
         if normalizer is not None:
             normalizer.training = updating
+
+
+@contextmanager
+def _given_up(model: BaseAlgorithm, env: VecEnv) -> Iterator[None]:
+    """Have the next ``learn`` begin its episodes anew, if it is the model's own environments that ``env`` steps."""
+    if model.env is None or _innermost(model.env).isdisjoint(_innermost(env)):
+        yield
+        return
+    if _learning(model):
+        raise AttachError(
+            f"evaluate_guarded would step the environments in which this {type(model).__name__} is learning right now, "
+            "and its running episodes would go on from wherever that leads. Give it an environment of its own."
+        )
+    try:
+        yield
+    finally:
+        model.set_env(model.env)
+
+
+def _innermost(env: VecEnv) -> set[int]:
+    """Return the identities of the environments below all wrappers, or of their vector if they are elsewhere."""
+    inner = env.unwrapped
+    return {id(each.unwrapped) for each in getattr(inner, "envs", [inner])}
+
+
+def _learning(model: BaseAlgorithm) -> bool:
+    """Whether this is called from within the model's ``learn``, of which the model itself keeps no note."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_name == "learn" and frame.f_locals.get("self") is model:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _run(acting: Acting, propose: Predict, env: VecEnv, n_episodes: int, deterministic: bool) -> _Episodes:
