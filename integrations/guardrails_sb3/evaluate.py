@@ -16,10 +16,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_nor
 from guardrails import AttachError, Constraint, Guard
 from guardrails.competence import EmpiricalBernstein
 from guardrails.schedulers.base import check_number, whole_number
+from guardrails_sb3.action_sets import pictures, situations
 from guardrails_sb3.action_sets.acting import MASKS, Acting, Predict
 from guardrails_sb3.action_sets.base import Situation
 from guardrails_sb3.action_sets.enforcement import EPISODE, Memory
-from guardrails_sb3.action_sets.situations import takes_masks
 from guardrails_sb3.cost_value import own_randomness
 from guardrails_sb3.costs import cost_reader
 from guardrails_sb3.dials import Dials
@@ -225,7 +225,7 @@ def _run(acting: Acting, propose: Predict, env: VecEnv, n_episodes: int, determi
     while to_come.any():
         situation = _situation(acting, memory, env, observations, infos)
         arguments = {"state": state, "episode_start": memory.fresh, "deterministic": deterministic}
-        if takes_masks(acting.model) and env.has_attr(MASKS):
+        if situations.takes_masks(acting.model) and env.has_attr(MASKS):
             arguments[MASKS] = np.stack(env.env_method(MASKS))
         actions, state = acting.act(propose, situation.perceived, situation, memory, **arguments)
         observations, step_rewards, dones, infos = env.step(actions)
@@ -246,9 +246,12 @@ def _run(acting: Acting, propose: Predict, env: VecEnv, n_episodes: int, determi
 
 
 def _situation(acting: Acting, memory: Memory, env: VecEnv, observations: Any, infos: Any) -> Situation:
-    own, learned = unwrap_vec_normalize(env), acting.model.get_vec_normalize_env()
-    given = observations if own is None else own.get_original_obs()
-    perceived = observations if own is not None or learned is None else learned.normalize_obs(observations)
+    own, model = unwrap_vec_normalize(env), acting.model
+    given = pictures.as_given(env, observations if own is None else own.get_original_obs())
+    if own is None:
+        perceived = situations.as_perceived(model, observations)
+    else:
+        perceived = pictures.as_fed(model.observation_space, observations)
     resets = env.unwrapped.reset_infos
     informed = [resets[i] if fresh else infos[i] for i, fresh in enumerate(memory.fresh.tolist())]
     return acting.situation(memory, lambda: given, lambda: perceived, lambda: informed, env.env_method)

@@ -26,6 +26,7 @@ from guardrails_sb3 import ActionBox, CriticShield, Projection, RateLimit, SafeA
 SETTINGS = {"n_steps": 40, "batch_size": 40, "n_epochs": 2, "seed": 0, "device": "cpu"}
 OFF_POLICY = {"learning_starts": 20, "buffer_size": 400, "batch_size": 16, "seed": 0, "device": "cpu"}
 OFF_POLICY |= {"train_freq": 4}
+PLACE = Drift.observation_space
 
 
 class Spied(Drift):
@@ -274,6 +275,26 @@ def test_predict_is_held_to_the_sets_until_unwrap():
     model.set_random_seed(3)
     assert np.array_equal(model.predict(observation)[0], own)
     assert not {"predict", "collect_rollouts"} & set(vars(model))
+
+
+def test_predict_takes_what_the_host_takes_and_refuses_the_rest_in_its_words():
+    plain = PPO("MlpPolicy", vec(1, kind=Drift), **SETTINGS)
+    held = wrap(PPO("MlpPolicy", vec(1, kind=Drift), **SETTINGS), Guard(ActionBox(0.5)))
+    for observation in ([0.5, -3.0], (0.5, -3.0), [[0.5, -3.0], [1.0, 2.0]], np.array([0.5, -3.0])):
+        expected, _ = plain.predict(observation, deterministic=True)
+        found, _ = held.predict(observation, deterministic=True)
+        assert found.shape == expected.shape
+        assert np.array_equal(found, np.clip(expected, -0.5, 0.5))
+    for refused in (Drift().reset(), None, "ab", np.zeros(3), [np.zeros(2), {}], {"place": np.zeros(2)}):
+        errors = []
+        for model in (plain, held):
+            with pytest.raises(Exception) as error:
+                model.predict(refused)
+            errors.append((error.type, str(error.value)))
+        assert errors[0] == errors[1]
+    keyed = gym.wrappers.TransformObservation(Drift(), lambda each: {"place": each}, spaces.Dict({"place": PLACE}))
+    held = wrap(PPO("MultiInputPolicy", keyed, **SETTINGS), Guard(ActionBox(0.5)))
+    assert held.predict({"place": [0.5, -3.0]})[0].shape == (1,)
 
 
 def test_a_rate_limit_holds_in_evaluate_policy_and_in_loops_that_hand_the_state_on():
