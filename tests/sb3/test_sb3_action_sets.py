@@ -1,7 +1,9 @@
 """Continuous action sets on real hosts: enforced where the model acts, learned from soundly, counted, resumed."""
 
+import copy
 import logging
 
+import cloudpickle
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -484,6 +486,27 @@ def test_guards_that_cannot_act_here_are_refused_and_leave_the_model_alone():
     between = VecNormalize(env)
     env.action_space = spaces.Box(-2.0, 2.0, (1,))
     refused("a wrapper in between changes them", ActionBox(0.5), env=between)
+
+
+def far_out(observations, actions):
+    return np.abs(actions[:, 0])
+
+
+def test_a_shield_with_a_thread_of_its_own_is_copied_without_it():
+    guard = Guard(ActionBox(0.9), CriticShield(0.3, risk=far_out, budget_ms=60_000.0))
+    wrap(PPO("MlpPolicy", vec(1, kind=Drift), **SETTINGS), guard).learn(40)
+    for copied in (cloudpickle.loads(cloudpickle.dumps(guard)), copy.deepcopy(guard)):
+        env = SafeActions(Spied(), copied)
+        env.reset()
+        assert env.step(np.ones(1, np.float32))[4]["interventions/critic_shield"] == 1.0
+        assert 0.2 < env.unwrapped.episodes[-1][0] <= 0.3
+
+
+def test_a_risk_of_another_shape_is_named_with_what_is_needed():
+    guard = Guard(CriticShield(0.3, risk=lambda observations, actions: np.zeros(5)))
+    model = wrap(PPO("MlpPolicy", vec(2, kind=Drift), **SETTINGS), guard)
+    with pytest.raises(RolloutError, match=r"its risk returned shape \(5,\) for 2 actions; 2 numbers are needed"):
+        model.learn(40)
 
 
 def test_an_action_that_is_not_finite_never_reaches_the_environment():
