@@ -24,12 +24,12 @@ def main():
     parser.add_argument("--limit", type=float, default=82.748, help="of the discounted sum of costs")
     parser.add_argument("--sde", choices=["ve", "ddpm"], default="ve")
     arguments = parser.parse_args()
-    env = SpeedCost(gym.make("Hopper-v5"))
+    env, judged = SpeedCost(gym.make("Hopper-v5")), SpeedCost(gym.make("Hopper-v5"))
     model = algd.make(
         env, cost_limit=arguments.limit, discounted=True, sde=arguments.sde, gradient_steps=1, seed=0, verbose=1
     )
     model.learn(arguments.steps, log_interval=10)
-    print(evaluate_guarded(model, env, n_episodes=10))
+    print(evaluate_guarded(model, judged, n_episodes=10))
     model.save("algd_hopper")
 
 

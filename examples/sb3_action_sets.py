@@ -46,7 +46,8 @@ def main():
     model.learn(args.timesteps)
 
     print(guard.gates["gate"].text)
-    print(evaluate_guarded(model, env, n_episodes=8))
+    judged = make_vec_env("HalfCheetah-v5", n_envs=4, seed=args.seed + 4, wrapper_class=OnItsBack)
+    print(evaluate_guarded(model, judged, n_episodes=8))
     if args.save:
         model.save(args.save)
 

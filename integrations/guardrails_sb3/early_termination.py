@@ -14,6 +14,7 @@ import gymnasium as gym
 
 from guardrails import ConfigurationError, Constraint
 from guardrails_sb3.costs import cost_reader
+from guardrails_sb3.infos import of_vector
 
 
 class EarlyTermination(gym.Wrapper[Any, Any, Any, Any]):
@@ -65,8 +66,9 @@ class EarlyTermination(gym.Wrapper[Any, Any, Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """Step the environment, and end the episode if its cost has gone over the limit."""
-        observation, reward, terminated, truncated, info = self.env.step(action)
-        self.accumulated += self._read(info)
+        outcome = self.env.step(action)
+        self.accumulated += self._read(of_vector(outcome))
         if self.accumulated <= self.limit:  # false for NaN
-            return observation, reward, terminated, truncated, info
+            return outcome
+        observation, reward, _, truncated, info = outcome
         return observation, float(reward) + self.terminal_reward, True, truncated, {**info, "early_termination": True}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,10 +16,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_nor
 from guardrails import AttachError, Constraint, Guard
 from guardrails.competence import EmpiricalBernstein
 from guardrails.schedulers.base import check_number, whole_number
+from guardrails_sb3.action_sets import pictures, situations
 from guardrails_sb3.action_sets.acting import MASKS, Acting, Predict
 from guardrails_sb3.action_sets.base import Situation
 from guardrails_sb3.action_sets.enforcement import EPISODE, Memory
-from guardrails_sb3.action_sets.situations import takes_masks
 from guardrails_sb3.cost_value import own_randomness
 from guardrails_sb3.costs import cost_reader
 from guardrails_sb3.dials import Dials
@@ -106,7 +107,9 @@ def evaluate_guarded(
     """Let ``model`` act in ``env``, held to the sets of its guard, and say what came of it.
 
     The number of episodes of each environment of a vector is fixed beforehand, so that those with short episodes
-    do not count for more. Model, guard, statistics of ``VecNormalize`` and random generators are left as they were.
+    do not count for more. Model, guard, statistics of ``VecNormalize`` and random generators outside ``env`` are left
+    as they were. Where ``env`` is one that the model learns in, or wraps one, the episodes that were running in the
+    model's environments are given up: the next ``learn`` begins them anew, as after ``model.set_env``.
 
     Args:
         model: wrapped or not.
@@ -120,7 +123,7 @@ def evaluate_guarded(
 
     Raises:
         AttachError: if there is no guard, another than the one the model is wrapped with, or it asks for what
-            this model or environment lacks.
+            this model or environment lacks; if ``env`` is one that the model learns in, within ``learn``.
         ConfigurationError: if a number is out of range.
 
     Example:
@@ -132,7 +135,7 @@ def evaluate_guarded(
     vector = env if isinstance(env, VecEnv) else DummyVecEnv([lambda: env])
     if vector.action_space != model.action_space:
         raise AttachError(f"The model acts in {model.action_space}, but this environment in {vector.action_space}.")
-    with _left_alone(model, vector, seed):
+    with _left_alone(model, vector, seed), _given_up(model, vector):
         episodes = _run(acting, propose, vector, n_episodes, deterministic)
     return _summary(acting.enforcement.guard.constraints, episodes, deterministic, confidence)
 
@@ -146,7 +149,9 @@ def _acting(model: BaseAlgorithm, guard: Guard | None) -> tuple[Acting, Predict]
             raise AttachError(
                 f"This {type(model).__name__} is wrapped with another guard. Leave out guard=, or unwrap(model) first."
             )
-        return attachment.acting.acting, attachment.acting.propose
+        acting = attachment.acting.acting
+        acting.enforcement.refresh()  # a state may have been loaded since the last decision
+        return acting, attachment.acting.propose
     if guard is None:
         raise AttachError(
             f"This {type(model).__name__} is not wrapped. Give evaluate_guarded the guard to judge it by."
@@ -175,6 +180,39 @@ def _left_alone(model: BaseAlgorithm, env: VecEnv, seed: int | None) -> Iterator
             normalizer.training = updating
 
 
+@contextmanager
+def _given_up(model: BaseAlgorithm, env: VecEnv) -> Iterator[None]:
+    """Have the next ``learn`` begin its episodes anew, if it is the model's own environments that ``env`` steps."""
+    if model.env is None or _innermost(model.env).isdisjoint(_innermost(env)):
+        yield
+        return
+    if _learning(model):
+        raise AttachError(
+            f"evaluate_guarded would step the environments in which this {type(model).__name__} is learning right now, "
+            "and its running episodes would go on from wherever that leads. Give it an environment of its own."
+        )
+    try:
+        yield
+    finally:
+        model.set_env(model.env)
+
+
+def _innermost(env: VecEnv) -> set[int]:
+    """Return the identities of the environments below all wrappers, or of their vector if they are elsewhere."""
+    inner = env.unwrapped
+    return {id(each.unwrapped) for each in getattr(inner, "envs", [inner])}
+
+
+def _learning(model: BaseAlgorithm) -> bool:
+    """Whether this is called from within the model's ``learn``, of which the model itself keeps no note."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_name == "learn" and frame.f_locals.get("self") is model:
+            return True
+        frame = frame.f_back
+    return False
+
+
 def _run(acting: Acting, propose: Predict, env: VecEnv, n_episodes: int, deterministic: bool) -> _Episodes:
     enforcement, n_envs = acting.enforcement, env.num_envs
     readers = [cost_reader(part) for part in enforcement.guard.constraints]
@@ -187,7 +225,7 @@ def _run(acting: Acting, propose: Predict, env: VecEnv, n_episodes: int, determi
     while to_come.any():
         situation = _situation(acting, memory, env, observations, infos)
         arguments = {"state": state, "episode_start": memory.fresh, "deterministic": deterministic}
-        if takes_masks(acting.model) and env.has_attr(MASKS):
+        if situations.takes_masks(acting.model) and env.has_attr(MASKS):
             arguments[MASKS] = np.stack(env.env_method(MASKS))
         actions, state = acting.act(propose, situation.perceived, situation, memory, **arguments)
         observations, step_rewards, dones, infos = env.step(actions)
@@ -208,9 +246,12 @@ def _run(acting: Acting, propose: Predict, env: VecEnv, n_episodes: int, determi
 
 
 def _situation(acting: Acting, memory: Memory, env: VecEnv, observations: Any, infos: Any) -> Situation:
-    own, learned = unwrap_vec_normalize(env), acting.model.get_vec_normalize_env()
-    given = observations if own is None else own.get_original_obs()
-    perceived = observations if own is not None or learned is None else learned.normalize_obs(observations)
+    own, model = unwrap_vec_normalize(env), acting.model
+    given = pictures.as_given(env, observations if own is None else own.get_original_obs())
+    if own is None:
+        perceived = situations.as_perceived(model, observations)
+    else:
+        perceived = pictures.as_fed(model.observation_space, observations)
     resets = env.unwrapped.reset_infos
     informed = [resets[i] if fresh else infos[i] for i, fresh in enumerate(memory.fresh.tolist())]
     return acting.situation(memory, lambda: given, lambda: perceived, lambda: informed, env.env_method)

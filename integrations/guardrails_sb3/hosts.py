@@ -10,9 +10,12 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from guardrails import AttachError, Guard
+from guardrails.competence import CriticCalibration
 from guardrails.constraint import PENALTY
 from guardrails.critic import Ensemble
+from guardrails.parts import sort
 from guardrails_sb3 import seams
+from guardrails_sb3.costs import PREDICTED
 from guardrails_sb3.off_policy import OffPolicyGuard
 from guardrails_sb3.on_policy import OnPolicyGuard
 from guardrails_sb3.population import PopulationGuard
@@ -79,6 +82,7 @@ def check(model: Any, guard: Any, cost_critic: Any, dual_interval: Any = None) -
             "environments in SafeActions, or use another algorithm."
         )
     guard.check_columns(_columns(model, guard), f"the {name} host")
+    _check_metrics(model, guard, cost_critic)
     if model.env is None:
         raise AttachError(f"This {name} has no environment to learn in. Give load(path, env=env) or call set_env(env).")
     seams.check(model)
@@ -95,6 +99,20 @@ def _check_critic(model: BaseAlgorithm, guard: Guard, cost_critic: Any) -> None:
         )
     if seams.is_population(model) and isinstance(cost_critic, Ensemble):
         raise AttachError(f"{name} judges whole episodes and has no use for a safety critic. Leave cost_critic out.")
+
+
+def _check_metrics(model: BaseAlgorithm, guard: Guard, cost_critic: Any) -> None:
+    """Raise AttachError if a metric judges the predictions of a safety critic that there will not be."""
+    if isinstance(model, OffPolicyAlgorithm) or isinstance(cost_critic, Ensemble):
+        return
+    for metric in (each.measured for gate in sort(guard.parts).gates.values() for each in gate.requires):
+        if isinstance(metric, CriticCalibration) and metric.predicted.partition("/")[0] == PREDICTED:
+            learned = "" if seams.is_population(model) else "Give wrap(..., cost_critic=Ensemble()). "
+            raise AttachError(
+                f"Metric '{metric.name}' reads info['{metric.predicted}'], what a safety critic predicted of each "
+                f"episode, and this {type(model).__name__} learns none. {learned}CriticCalibration(predicted=...) "
+                "reads another key, which the environment has to give at the end of each episode."
+            )
 
 
 def _check_interval(model: BaseAlgorithm, guard: Guard, interval: Any) -> None:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from guardrails import AttachError, Constraint, Guard
 from guardrails_sb3.action_sets.enforcement import INTERVENTIONS
 from guardrails_sb3.costs import cost_reader
+from guardrails_sb3.infos import of_vector
 
 Frame = npt.NDArray[np.uint8]
 
@@ -23,7 +24,8 @@ class CostMeters(gym.Wrapper[Any, Any, Any, Any]):
 
     A bar grows with the cost of the running episode; its mark is the limit in force, and its full width the limit and
     one violation scale, which by default is twice the limit. The frame of a step whose action a set has changed gets a
-    border; put this around `SafeActions`, which says so in ``info``.
+    border; put this around `SafeActions`, which says so in ``info``. Cost functions get each ``info`` as the vector
+    environments of Stable-Baselines3 give it, for `terminated` to read.
 
     Args:
         env: rendered with ``render_mode="rgb_array"``.
@@ -57,7 +59,7 @@ class CostMeters(gym.Wrapper[Any, Any, Any, Any]):
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """Step the environment and add its costs."""
         outcome = self.env.step(action)
-        info = outcome[4]
+        info = of_vector(outcome)
         self._costs = [before + read(info) for before, read in zip(self._costs, self._readers, strict=True)]
         self._changed = bool(info.get(INTERVENTIONS, 0.0))
         return outcome

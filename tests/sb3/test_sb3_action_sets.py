@@ -1,7 +1,9 @@
 """Continuous action sets on real hosts: enforced where the model acts, learned from soundly, counted, resumed."""
 
+import copy
 import logging
 
+import cloudpickle
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -26,6 +28,7 @@ from guardrails_sb3 import ActionBox, CriticShield, Projection, RateLimit, SafeA
 SETTINGS = {"n_steps": 40, "batch_size": 40, "n_epochs": 2, "seed": 0, "device": "cpu"}
 OFF_POLICY = {"learning_starts": 20, "buffer_size": 400, "batch_size": 16, "seed": 0, "device": "cpu"}
 OFF_POLICY |= {"train_freq": 4}
+PLACE = Drift.observation_space
 
 
 class Spied(Drift):
@@ -276,6 +279,26 @@ def test_predict_is_held_to_the_sets_until_unwrap():
     assert not {"predict", "collect_rollouts"} & set(vars(model))
 
 
+def test_predict_takes_what_the_host_takes_and_refuses_the_rest_in_its_words():
+    plain = PPO("MlpPolicy", vec(1, kind=Drift), **SETTINGS)
+    held = wrap(PPO("MlpPolicy", vec(1, kind=Drift), **SETTINGS), Guard(ActionBox(0.5)))
+    for observation in ([0.5, -3.0], (0.5, -3.0), [[0.5, -3.0], [1.0, 2.0]], np.array([0.5, -3.0])):
+        expected, _ = plain.predict(observation, deterministic=True)
+        found, _ = held.predict(observation, deterministic=True)
+        assert found.shape == expected.shape
+        assert np.array_equal(found, np.clip(expected, -0.5, 0.5))
+    for refused in (Drift().reset(), None, "ab", np.zeros(3), [np.zeros(2), {}], {"place": np.zeros(2)}):
+        errors = []
+        for model in (plain, held):
+            with pytest.raises(Exception) as error:
+                model.predict(refused)
+            errors.append((error.type, str(error.value)))
+        assert errors[0] == errors[1]
+    keyed = gym.wrappers.TransformObservation(Drift(), lambda each: {"place": each}, spaces.Dict({"place": PLACE}))
+    held = wrap(PPO("MultiInputPolicy", keyed, **SETTINGS), Guard(ActionBox(0.5)))
+    assert held.predict({"place": [0.5, -3.0]})[0].shape == (1,)
+
+
 def test_a_rate_limit_holds_in_evaluate_policy_and_in_loops_that_hand_the_state_on():
     model = model_of(RateLimit(0.05))
     env = vec(2, kind=Spied, length=8)
@@ -463,6 +486,27 @@ def test_guards_that_cannot_act_here_are_refused_and_leave_the_model_alone():
     between = VecNormalize(env)
     env.action_space = spaces.Box(-2.0, 2.0, (1,))
     refused("a wrapper in between changes them", ActionBox(0.5), env=between)
+
+
+def far_out(observations, actions):
+    return np.abs(actions[:, 0])
+
+
+def test_a_shield_with_a_thread_of_its_own_is_copied_without_it():
+    guard = Guard(ActionBox(0.9), CriticShield(0.3, risk=far_out, budget_ms=60_000.0))
+    wrap(PPO("MlpPolicy", vec(1, kind=Drift), **SETTINGS), guard).learn(40)
+    for copied in (cloudpickle.loads(cloudpickle.dumps(guard)), copy.deepcopy(guard)):
+        env = SafeActions(Spied(), copied)
+        env.reset()
+        assert env.step(np.ones(1, np.float32))[4]["interventions/critic_shield"] == 1.0
+        assert 0.2 < env.unwrapped.episodes[-1][0] <= 0.3
+
+
+def test_a_risk_of_another_shape_is_named_with_what_is_needed():
+    guard = Guard(CriticShield(0.3, risk=lambda observations, actions: np.zeros(5)))
+    model = wrap(PPO("MlpPolicy", vec(2, kind=Drift), **SETTINGS), guard)
+    with pytest.raises(RolloutError, match=r"its risk returned shape \(5,\) for 2 actions; 2 numbers are needed"):
+        model.learn(40)
 
 
 def test_an_action_that_is_not_finite_never_reaches_the_environment():

@@ -338,6 +338,10 @@ def test_what_a_users_function_does_wrong_names_the_set():
         (Projection(lambda a, o: a * np.nan), "not finite"),
         (CriticShield(1.0, risk=fails), r"CriticShield 'critic_shield'.*ZeroDivisionError"),
         (CriticShield(1.0, risk=fails, budget_ms=60_000.0), r"CriticShield 'critic_shield'.*ZeroDivisionError"),
+        (CriticShield(1.0, risk=lambda o, a: a), r"its risk returned shape \(3, 3\) for 3 actions; 3 numbers"),
+        (CriticShield(1.0, risk=lambda o, a: torch.zeros(2)), r"'critic_shield': its risk returned shape \(2,\)"),
+        (CriticShield(1.0, risk=lambda o, a: 0.5), r"its risk returned 0.5 for"),
+        (CriticShield(1.0, risk=lambda o, a: "low"), r"its risk returned 'low' for"),
     ):
         with pytest.raises(RolloutError, match=match):
             project(part, actions, where)

@@ -11,6 +11,7 @@ from stable_baselines3.common.env_checker import check_env
 
 from guardrails import ConfigurationError, Constraint, RolloutError
 from guardrails.competence import FailureAvoidance, Gate, Require
+from guardrails_sb3 import terminated
 from guardrails_sb3.early_termination import EarlyTermination
 
 torch.set_num_threads(1)
@@ -71,6 +72,22 @@ def test_a_missing_cost_is_an_error():
         run(EarlyTermination(Corridor(key="price"), Constraint("cost", limit=3.0)))
     reading = Constraint("c", limit=3.0, cost=lambda info: 2.0 * info["price"])
     assert len(run(EarlyTermination(Corridor(key="price"), reading))) == 2
+
+
+def test_a_cost_of_failures_is_read_as_in_training():
+    class Falling(Corridor):
+        def step(self, action):
+            observation, reward, _, truncated, info = super().step(action)
+            return observation, reward, self.time == 5, truncated, info
+
+    steps = run(EarlyTermination(Falling(), Constraint("falls", limit=0.5, cost=terminated), terminal_reward=-1.0))
+    assert [info.get("early_termination", False) for *_, info in steps] == [False] * 4 + [True]
+    assert "TimeLimit.truncated" not in steps[-1][4]
+    cut = run(EarlyTermination(Corridor(), Constraint("falls", limit=0.5, cost=terminated)))
+    assert len(cut) == 20
+    assert "early_termination" not in cut[-1][4]
+    env = EarlyTermination(Falling(), Constraint("falls", limit=0.5, cost=terminated))
+    PPO("MlpPolicy", env, n_steps=16, batch_size=16, n_epochs=1, device="cpu").learn(16)
 
 
 def test_what_cannot_be_a_running_limit_is_refused():

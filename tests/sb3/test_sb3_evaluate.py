@@ -5,16 +5,19 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from gymnasium.wrappers import TimeLimit
 from sb3_contrib import RecurrentPPO
 from sb3_envs import Drift, Gamble, callback_of, learn, parameters, same, vec
-from stable_baselines3 import DQN, PPO
+from stable_baselines3 import DQN, PPO, SAC
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from guardrails import AttachError, ConfigurationError, Constraint, Dial, Gate, Guard, Require
+from guardrails import AttachError, ConfigurationError, Constraint, Dial, Gate, Guard, Require, Rollout
 from guardrails.competence import RewardLevel
+from guardrails.critic import Ensemble
 from guardrails.schedulers import Fixed
-from guardrails_sb3 import ActionBox, RateLimit, evaluate_guarded, unwrap, wrap
+from guardrails_sb3 import ActionBox, RateLimit, SafeActions, evaluate_guarded, unwrap, wrap
 from guardrails_sb3.evaluate import _bootstrap, _rate
 
 SETTINGS = {"n_steps": 40, "batch_size": 40, "seed": 0, "device": "cpu"}
@@ -80,6 +83,30 @@ def test_a_wrapped_model_is_judged_with_its_sets_and_dials_and_interventions_are
     again = evaluate_guarded(model, Drift(length=8), guard, n_episodes=20, deterministic=False, seed=3)
     assert again.costs == found.costs
     assert again.reward == found.reward
+
+
+def test_a_resumed_model_is_judged_by_the_widths_it_has_earned(tmp_path):
+    def guard():
+        gate = Gate(Require(RewardLevel(reference=1e-9), at_least=0.1), rungs=1)
+        return Guard(Constraint("effort", limit=5.0), ActionBox(gate.between(0.01, 1.0)))
+
+    model = wrap(PPO("MlpPolicy", vec(2, kind=Drift, length=3), **SETTINGS), guard())
+    callback_of(model).guard.step(Rollout(rewards=[1.0] * 200, costs={"effort": [0.0] * 200}))
+    assert callback_of(model).guard.dials == {"action_box_scale": 1.0}
+    judged = {"n_episodes": 4, "deterministic": False, "seed": 1}
+    before = evaluate_guarded(model, Drift(length=8), **judged)
+    assert before.interventions["total"].mean == 0.0
+    model.save(tmp_path / "model.zip")
+
+    def resumed():
+        loaded = PPO.load(tmp_path / "model.zip", env=vec(2, kind=Drift, length=3), device="cpu")
+        return wrap(loaded, guard(), resume=tmp_path / "model.zip")
+
+    assert evaluate_guarded(resumed(), Drift(length=8), **judged) == before
+    held = SafeActions(Drift(), guard(), resume=tmp_path / "model.zip")
+    held.reset()
+    assert held.step(np.ones(1, np.float32))[4]["interventions"] == 0.0
+    assert np.abs(resumed().predict(np.zeros((20, 2), np.float32))[0]).max() > 0.01
 
 
 def test_the_same_seed_finds_the_same_and_everything_is_left_as_it_was():
@@ -190,3 +217,40 @@ def test_what_cannot_be_evaluated_is_refused():
     wrap(model, guard)
     with pytest.raises(AttachError, match="wrapped with another guard"):
         evaluate_guarded(model, Gamble(), Guard(Constraint("cost", limit=1.0)))
+
+
+@pytest.mark.parametrize("kind", [PPO, SAC])
+@pytest.mark.parametrize("given", ["environment", "vector"])
+def test_episodes_do_not_go_on_where_an_evaluation_in_their_environments_left_them(kind, given):
+    seen = []
+
+    class Watching(Guard):
+        def step(self, rollout):
+            seen.extend(rollout.lengths.tolist())
+            return super().step(rollout)
+
+    own = {"n_steps": 25, "batch_size": 25} if kind is PPO else {"learning_starts": 1, "buffer_size": 100}
+    env, tiny = Drift(length=10), Ensemble(members=1, kappa=0.0, hidden=(8,))
+    model = kind("MlpPolicy", DummyVecEnv([lambda: env]), seed=0, device="cpu", policy_kwargs={"net_arch": [8]}, **own)
+    wrap(model, Watching(Constraint("cost", limit=5.0), RateLimit(0.5)), cost_critic=tiny, horizon=10)
+    model.learn(25)
+    evaluate_guarded(model, TimeLimit(env, 7) if given == "environment" else model.get_env(), n_episodes=2)
+    model.learn(25, reset_num_timesteps=False)
+    assert seen == [10.0, 10.0, 10.0, 10.0]
+
+
+def test_an_evaluation_within_learn_needs_environments_of_its_own():
+    class Evaluating(BaseCallback):
+        def __init__(self, env):
+            super().__init__()
+            self.env = env
+
+        def _on_step(self):
+            return self.n_calls != 30 or evaluate_guarded(self.model, self.env, n_episodes=2).n_episodes == 2
+
+    env = Drift(length=10)
+    model = wrap(PPO("MlpPolicy", env, **SETTINGS), Guard(Constraint("cost", limit=5.0)))
+    with pytest.raises(AttachError, match="Give it an environment of its own"):
+        model.learn(40, Evaluating(env))
+    model.learn(40, Evaluating(Drift(length=10)))
+    assert evaluate_guarded(model, env, n_episodes=2).length.mean == 10.0

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gymnasium import spaces
-from sb3_contrib import TRPO
+from sb3_contrib import ARS, TRPO
 from sb3_envs import Drift, Gamble, callback_of, learn, parameters, same, vec
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.callbacks import CheckpointCallback, EvalCallback
@@ -13,7 +13,8 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import VecNormalize
 
 from guardrails import AttachError, CompetenceMetric, Constraint, Dial, Gate, Guard, Require
-from guardrails.competence import ActionVariance, FailureAvoidance
+from guardrails.competence import ActionVariance, CriticCalibration, FailureAvoidance
+from guardrails.critic import Ensemble
 from guardrails.schedulers import PID
 from guardrails_sb3 import checkpoint, unwrap, wrap
 
@@ -283,6 +284,28 @@ def test_dials_that_could_not_turn_are_refused_and_leave_the_model_alone():
 
 def _gambling():
     return PPO("MlpPolicy", vec(1, kind=Gamble), **SETTINGS)
+
+
+@pytest.mark.parametrize(("kind", "policy"), [(PPO, "MlpPolicy"), (ARS, "LinearPolicy")])
+def test_a_metric_of_a_critics_predictions_is_refused_where_there_is_no_critic(kind, policy):
+    def guard(**settings):
+        gate = ready_gate(CriticCalibration("cost", scale=10.0, **settings))
+        return Guard(Constraint("cost", limit=gate.between(1.0, 5.0)))
+
+    def model():
+        own = SETTINGS if kind is PPO else {"seed": 0}
+        return kind(policy, vec(2, kind=Drift, length=8), **own)
+
+    for settings in ({}, {"predicted": "predicted_cost/cost"}):
+        with pytest.raises(AttachError, match=r"what a safety critic predicted.*CriticCalibration\(predicted=...\)"):
+            wrap(model(), guard(**settings))
+    wrap(model(), guard(predicted="foreseen"))
+    if kind is PPO:
+        judged = guard()
+        wrap(model(), judged, cost_critic=Ensemble(members=1, kappa=0.0, hidden=(8,)), horizon=8).learn(320)
+        (requirement,) = judged.gates["gate"].requirements
+        assert requirement.failure == ""
+        assert requirement.rows > 0
 
 
 @pytest.mark.parametrize(

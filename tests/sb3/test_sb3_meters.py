@@ -8,7 +8,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from guardrails import AttachError, Constraint, Guard
-from guardrails_sb3 import ActionBox, CostMeters, SafeActions
+from guardrails_sb3 import ActionBox, CostMeters, SafeActions, terminated
 from guardrails_sb3.meters import BACKGROUND, BEYOND, CHANGED, LIMIT, WITHIN
 
 HEIGHT, WIDTH = 80, 120
@@ -79,6 +79,25 @@ def test_the_frames_of_a_vector_have_them_while_a_model_trains():
     env = DummyVecEnv([lambda: CostMeters(Seen(), guard)])
     PPO("MlpPolicy", env, n_steps=10, batch_size=10, n_epochs=1, seed=0).learn(10)
     assert width_of(env.render()[HEIGHT - 2], WITHIN) == 10 / 100 * WIDTH
+
+
+@pytest.mark.parametrize("truncate", [False, True])
+def test_costs_read_the_info_as_in_training(truncate):
+    seen = []
+
+    def ended(info):
+        seen.append(info)
+        return float("terminal_observation" in info)
+
+    guard = Guard(Constraint("falls", limit=1.0, cost=terminated), Constraint("ends", limit=1.0, cost=ended))
+    env = CostMeters(SafeActions(Seen(length=3, truncate=truncate), Guard(ActionBox(0.5))), guard)
+    env.reset()
+    steps = [env.step(np.ones(1, np.float32)) for _ in range(3)]
+    assert width_of(bars(env.render(), 2)[0], WITHIN) == (0.0 if truncate else WIDTH // 2 - 1)
+    assert width_of(bars(env.render(), 2)[1], WITHIN) == WIDTH // 2 - 1
+    assert [info["TimeLimit.truncated"] for info in seen] == [False, False, truncate]
+    assert np.array_equal(seen[2]["terminal_observation"], steps[2][0])
+    assert not {"TimeLimit.truncated", "terminal_observation"} & {key for step in steps for key in step[4]}
 
 
 def test_an_environment_without_frames_is_refused():

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from guardrails_sb3.action_sets import situations
+from guardrails_sb3.action_sets import pictures, situations
 from guardrails_sb3.action_sets.acting import Acting, Predict
 from guardrails_sb3.action_sets.base import Array, batched
 from guardrails_sb3.action_sets.enforcement import Memory
@@ -56,12 +56,17 @@ class Predicting:
         acting, model = self._acting, self._acting.model
         acting.enforcement.refresh()
         carried = state if isinstance(state, Carried) else Carried(state, None)
+        more |= {"state": carried.host, "episode_start": episode_start, "deterministic": deterministic}
+        try:
+            given = _arrays(observation)
+            vectorised = bool(model.policy.is_vectorized_observation(given))
+        except Exception:
+            self._propose(observation, **more)  # raises too, and says what the host has to say of it
+            raise
         self._warn(carried, episode_start)
-        vectorised = bool(model.policy.is_vectorized_observation(observation))
-        perceived = observation if vectorised else batched(observation)
+        perceived = pictures.as_fed(model.observation_space, given if vectorised else batched(given))
         memory = self._memory(perceived, carried.previous, episode_start)
         situation = acting.situation(memory, lambda: situations.as_given(model, perceived), lambda: perceived)
-        more |= {"state": carried.host, "episode_start": episode_start, "deterministic": deterministic}
         actions, following = acting.act(self._propose, perceived, situation, memory, **more)
         if acting.enforcement.remembers:
             following = Carried(following, actions)
@@ -99,3 +104,13 @@ class Predicting:
         if message not in self._said:
             self._said.add(message)
             logger.warning(message, name)
+
+
+def _arrays(observation: Any) -> Any:
+    """Return an observation in arrays, as the host makes them of lists and numbers; TypeError if it is none."""
+    if isinstance(observation, Mapping):
+        return {key: _arrays(value) for key, value in observation.items()}
+    array = np.asarray(observation)
+    if array.dtype == object:
+        raise TypeError(f"An observation is made of numbers, not {observation!r}.")
+    return array

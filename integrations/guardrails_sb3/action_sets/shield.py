@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from guardrails import AttachError
+from guardrails import AttachError, RolloutError
 from guardrails.competence import Between
 from guardrails.schedulers.base import check_number, whole_number
 from guardrails_sb3.action_sets.base import Array, BoolArray, SafeSet, Situation, row, rows
@@ -114,6 +114,17 @@ class CriticShield(SafeSet):
         safe: Array = self.actions(given, actions[0])
         return safe if situation.bounds is None else np.clip(safe, situation.bounds.low, situation.bounds.high)
 
+    def risks(self, answered: Any, n_rows: int) -> Array:
+        """Return what ``risk`` answered as an array ``(n_rows,)``; RolloutError if it is not one number per row."""
+        values = answered.detach().cpu().numpy() if isinstance(answered, torch.Tensor) else answered
+        try:
+            return np.asarray(values, dtype=np.float64).reshape(n_rows)
+        except (TypeError, ValueError) as error:
+            given = f"shape {np.shape(values)}" if isinstance(values, np.ndarray) else repr(values)
+            raise RolloutError(
+                f"{self.owner}: its risk returned {given} for {n_rows} actions; {n_rows} numbers are needed, one each."
+            ) from error
+
 
 class _Judgement:
     """One batch of actions under judgement; what it has found out so far can be read at any time.
@@ -164,8 +175,6 @@ class _Judgement:
 
     def _within(self, observations: Any, actions: Array) -> BoolArray:
         with torch.no_grad():
-            risks = self._shield.answer(self._risk, observations, actions)
-        if isinstance(risks, torch.Tensor):
-            risks = risks.detach().cpu().numpy()
-        within: BoolArray = np.asarray(risks, dtype=np.float64).reshape(len(actions)) <= self._bound
+            answered = self._shield.answer(self._risk, observations, actions)
+        within: BoolArray = self._shield.risks(answered, len(actions)) <= self._bound
         return within

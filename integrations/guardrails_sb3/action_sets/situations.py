@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecTransposeImage
 
 from guardrails import AttachError
 from guardrails_sb3 import seams
+from guardrails_sb3.action_sets import pictures
 from guardrails_sb3.action_sets.base import Array, Observations, SafeSet
 from guardrails_sb3.action_sets.shield import CriticShield
 
@@ -74,11 +76,18 @@ def check(model: BaseAlgorithm, sets: tuple[SafeSet, ...], critic: object) -> No
                 "Give fallback=, the action to take instead."
             )
         normalizer = model.get_vec_normalize_env()
-        if part.observes and normalizer is not None and normalizer.observation_space != model.observation_space:
+        if part.observes and normalizer is not None and normalizer.observation_space not in _known(model):
             raise AttachError(
                 f"{part.owner} reads observations, but a wrapper around VecNormalize changes their space from "
                 f"{normalizer.observation_space} to {model.observation_space}. Put that wrapper below VecNormalize."
             )
+
+
+def _known(model: BaseAlgorithm) -> tuple[spaces.Space[Any], ...]:
+    """Return the spaces of observations between which and the model nothing stands but what can be undone."""
+    env = model.env
+    transposed = isinstance(env, VecTransposeImage)
+    return (model.observation_space, env.venv.observation_space) if transposed else (model.observation_space,)
 
 
 def check_alone(sets: tuple[SafeSet, ...], critic: object) -> None:
@@ -96,20 +105,24 @@ def check_alone(sets: tuple[SafeSet, ...], critic: object) -> None:
 def given(model: BaseAlgorithm) -> Observations:
     """Return the observations that follow the model's last step, as the environments gave them."""
     normalizer = model.get_vec_normalize_env()
-    return seams.last_observations(model) if normalizer is None else normalizer.get_original_obs()
+    observations = seams.last_observations(model) if normalizer is None else normalizer.get_original_obs()
+    return pictures.as_given(model.env, observations)
 
 
 def as_given(model: BaseAlgorithm, perceived: Observations) -> Observations:
-    """Return observations as the environment gives them, from what the policy gets: ``VecNormalize`` undone."""
+    """Return observations as the environment gives them, from what the policy gets.
+
+    Undoes ``VecNormalize``, and where pictures have their channels first for the policy alone, that too.
+    """
     normalizer = model.get_vec_normalize_env()
-    if normalizer is None:
-        return perceived
     if isinstance(perceived, Mapping):
-        return normalizer.unnormalize_obs({key: np.asarray(values) for key, values in perceived.items()})
-    return normalizer.unnormalize_obs(np.asarray(perceived))
+        perceived = {key: np.asarray(values) for key, values in perceived.items()}
+    else:
+        perceived = np.asarray(perceived)
+    return pictures.as_given(model.env, perceived if normalizer is None else normalizer.unnormalize_obs(perceived))
 
 
 def as_perceived(model: BaseAlgorithm, given: Observations) -> Observations:
-    """Return observations as the policy gets them: normalised, where the model has a ``VecNormalize``."""
-    normalizer = model.get_vec_normalize_env()
-    return given if normalizer is None else normalizer.normalize_obs(given)
+    """Return observations as the policy gets them: pictures channels first, and normalised as the model learned."""
+    normalizer, fed = model.get_vec_normalize_env(), pictures.as_fed(model.observation_space, given)
+    return fed if normalizer is None else normalizer.normalize_obs(fed)

@@ -18,11 +18,17 @@ class _Order:
 
 
 class Worker:
-    """Runs jobs one after the other in a daemon thread, which is started by the first of them."""
+    """Runs jobs one after the other in a daemon thread, which is started by the first of them.
+
+    A copy, pickled or not, has no thread until it is given a job.
+    """
 
     def __init__(self) -> None:
         self._orders: queue.SimpleQueue[_Order] | None = None
         self._last: _Order | None = None
+
+    def __reduce__(self) -> tuple[type[Worker], tuple[()]]:
+        return Worker, ()
 
     def run(self, job: Job, seconds: float) -> bool:
         """Run ``job`` and return whether it was done within ``seconds``; what it raised in that time is raised here.
