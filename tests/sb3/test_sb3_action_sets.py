@@ -333,6 +333,24 @@ def test_sets_that_read_policies_nothing_of_the_model_or_environment_is_left_aft
     assert sorted(vars(model)) == sorted(vars(fresh))
 
 
+@pytest.mark.parametrize("kind", [PPO, SAC])
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_rate_limit_remembers_the_action_before_an_error(kind, error):
+    def fail(locals_, globals_):
+        if model.num_timesteps == 2 * 23:
+            raise error
+        return True
+
+    env = vec(2, kind=Spied, length=8)
+    model = model_of(RateLimit(0.02), env=env) if kind is PPO else SAC("MlpPolicy", env, **OFF_POLICY)
+    if kind is SAC:
+        wrap(model, Guard(RateLimit(0.02)))
+    with pytest.raises(error):
+        model.learn(120, callback=fail)
+    model.learn(80, reset_num_timesteps=False)
+    assert changes(model) <= 0.02 + 1e-6
+
+
 def test_unwrap_inside_a_rollout_ends_the_holding_at_once():
     model = model_of(ActionBox(0.01), env=vec(1, kind=Spied, length=8))
     guard = callback_of(model).guard

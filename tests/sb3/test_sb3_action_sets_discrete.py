@@ -102,6 +102,21 @@ def test_no_refused_action_reaches_an_environment(kind, source):
     assert len({action for env in model.env.envs for action in env.unwrapped.taken}) == 4
 
 
+@pytest.mark.parametrize("kind", [PPO, MaskablePPO, DQN])
+def test_a_mask_in_info_is_the_one_of_the_step_before_an_error(kind):
+    def fail(locals_, globals_):
+        if model.num_timesteps in (2 * 27, 2 * 34):
+            raise KeyboardInterrupt
+        return True
+
+    model = wrap(build(kind), Guard(ActionMask(info="action_mask")))
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            model.learn(160, callback=fail, reset_num_timesteps=False)
+    model.learn(160, reset_num_timesteps=False)
+    assert breaches(model) == 0
+
+
 def test_maskable_ppo_gets_the_masks_as_its_own_and_joined_with_those_of_its_environment():
     model = wrap(build(MaskablePPO), Guard(ActionMask(seen), Constraint("interventions", limit=1.0)))
     rows = []

@@ -116,11 +116,13 @@ class SafeActing:
             check_environment(self._model)
             self._resume(env.unwrapped)
             self._rollout = []
-            with self._holding(env.unwrapped):
-                outcome = original(env, *args, **kwargs)
-            if self._replayed is not None:
-                self._replayed.settle()
-            self._seen = seams.last_observations(self._model)
+            try:
+                with self._holding(env.unwrapped):
+                    outcome = original(env, *args, **kwargs)
+            finally:  # after an error the episodes go on where they are, if the host learns again
+                if self._replayed is not None:
+                    self._replayed.settle()
+                self._seen = seams.last_observations(self._model)
             self._log()
             return outcome
 
