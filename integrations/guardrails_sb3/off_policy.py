@@ -64,8 +64,8 @@ class OffPolicyGuard(BaseCallback):
         self._released = self._told = False
 
     def overlays(self) -> dict[str, Callable[..., Any]]:
-        """Return the methods of the model that have to be replaced, and by what."""
-        return {} if self.critic is None else self.critic.overlays()
+        """Return the methods of the model that have to be replaced: none, for the critic follows their parts."""
+        return {}
 
     def install(self) -> None:
         """Put hooks into the host's networks and follow its replay buffer."""

@@ -300,6 +300,25 @@ def test_the_critic_that_a_shield_relies_on_learns_from_what_was_executed(kind, 
     assert (actions == 0.5).all() if not own_risk else (actions != 0.5).float().mean() > 0.9
 
 
+def test_the_critic_that_a_shield_relies_on_learns_from_what_was_executed_also_after_resuming(tmp_path):
+    def shielded(model, **settings):
+        guard = Guard(Constraint("effort", limit=3.0), CriticShield(-1e9, safe=[0.5]))
+        return wrap(model, guard, cost_critic=Ensemble(members=2), horizon=8, **settings)
+
+    run, replay = tmp_path / "run.zip", tmp_path / "replay.pkl"
+    model = shielded(SAC("MlpPolicy", vec(2, kind=Drift, length=8), **REPLAY)).learn(80)
+    model.save(run)
+    model.save_replay_buffer(replay)
+    resumed = shielded(SAC.load(run, env=vec(2, kind=Drift, length=8), device="cpu"), resume=run)
+    resumed.load_replay_buffer(replay)
+    learned_from = []
+    critic = safety_critic(resumed).critic
+    update = critic.update
+    critic.update = lambda batch: (learned_from.append(batch.actions), update(batch))
+    resumed.learn(20, reset_num_timesteps=False)
+    assert (torch.cat(learned_from) == 0.5).all()
+
+
 def pair(model):
     actions = np.linspace(-1.0, 1.0, 9, dtype=np.float32)[:, None]
     return np.zeros((9, 2), np.float32), actions

@@ -16,12 +16,13 @@ from sb3_contrib import TRPO, MaskablePPO, RecurrentPPO
 from sb3_envs import Drift, Gamble, callback_of, parameters, same, vec
 from sb3_hosts import GREEDY, SMALL, guarded, host, learner_of, spy
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
-from stable_baselines3.common.save_util import load_from_pkl, load_from_zip_file
+from stable_baselines3.common.save_util import load_from_pkl, load_from_zip_file, save_to_pkl
 
 from guardrails import Constraint, Guard, StateError
 from guardrails.critic import Ensemble
 from guardrails.schedulers import PID, DualAscent
-from guardrails_sb3 import safety_critic, unwrap, wrap
+from guardrails_sb3 import replay_file, safety_critic, unwrap, wrap
+from guardrails_sb3.replay_file import Beside
 
 
 def environments(kind):
@@ -155,6 +156,46 @@ def test_a_buffer_that_was_saved_without_costs_is_taken_up_with_a_warning(tmp_pa
     assert np.isnan(learner_of(model)._column.values).all()
     model.learn(40, reset_num_timesteps=False)
     assert safety_critic(model).critic.updates > 0
+
+
+def test_costs_are_taken_up_by_the_names_of_their_constraints(tmp_path, caplog):
+    def pair(*names):
+        return [Constraint(name, limit=2.0, cost=lambda info, name=name: len(name) + info["cost"]) for name in names]
+
+    model = guarded(host(SAC), *pair("cost", "damage")).learn(60)
+    model.save_replay_buffer(tmp_path / "replay.pkl")
+    saved = learner_of(model)._column.values
+
+    def taken_up(*names):
+        caplog.clear()
+        other = guarded(host(SAC), *pair(*names))
+        other.load_replay_buffer(tmp_path / "replay.pkl")
+        return learner_of(other)._column.values
+
+    assert np.array_equal(taken_up("damage", "cost"), saved[..., ::-1], equal_nan=True)
+    assert np.array_equal(taken_up("damage"), saved[..., 1:], equal_nan=True)
+    assert not caplog.text
+    partly = taken_up("cost", "energy")
+    assert np.array_equal(partly[..., 0], saved[..., 0], equal_nan=True)
+    assert np.isnan(partly[..., 1]).all()
+    assert "costs of 60 transitions" in caplog.text
+    assert np.isnan(taken_up("energy")).all()
+    assert "costs of 60 transitions" in caplog.text
+
+
+def test_a_file_without_names_is_taken_up_where_its_columns_fit(tmp_path, caplog):
+    model = guarded(host(SAC)).learn(60)
+    column = learner_of(model)._column.values
+    with learner_of(model).lifted():
+        replay_file.save(tmp_path / "replay.pkl", lambda file: save_to_pkl(file, model.replay_buffer), Beside(column))
+    other = guarded(host(SAC), Constraint("another", cost="cost", limit=1.0))
+    other.load_replay_buffer(tmp_path / "replay.pkl")
+    assert np.array_equal(learner_of(other)._column.values, column, equal_nan=True)
+    assert not caplog.text
+    more = guarded(host(SAC), Constraint("cost", limit=1.0), Constraint("another", cost="cost", limit=1.0))
+    more.load_replay_buffer(tmp_path / "replay.pkl")
+    assert np.isnan(learner_of(more)._column.values).all()
+    assert "costs of 60 transitions" in caplog.text
 
 
 def test_damaged_costs_are_an_error_that_names_the_file(tmp_path):

@@ -29,6 +29,8 @@ from guardrails_sb3.overlay import Overlay
 from guardrails_sb3.telemetry import record_all
 
 _PREFIX = "actions."
+_LABELLED = "labelled"
+"""Name of the widths in force when the replay buffer was relabelled last: a move since is still to be told to it."""
 
 
 class SafeActing:
@@ -38,6 +40,9 @@ class SafeActing:
         model: the host; read, not changed.
         guard: has the sets and the widths in force.
         critic: the risk that the model's safety critic predicts, for sets that ask for it.
+
+    Attributes:
+        replayed: the executed actions of the replay buffer; None where no set needs them.
 
     Raises:
         AttachError: if a set means nothing for this model, or its environments act in another space.
@@ -54,12 +59,12 @@ class SafeActing:
         self._n_steps, self._ended = 0, list[list[int]]()
         self._released = self._proposing = False
         self._labelled = self._enforcement.widths()
-        self._replayed: ReplayedActions | None = None
+        self.replayed: ReplayedActions | None = None
         self._shielded = any(isinstance(part, CriticShield) and part.risk is None for part in self._enforcement.sets)
         self._rollout: list[Array] = []
         moving = any(part.turned for part in self._enforcement.sets)
         if isinstance(model, OffPolicyAlgorithm) and (moving or self._shielded):
-            self._replayed = ReplayedActions(model)
+            self.replayed = ReplayedActions(model)
         if self._enforcement.sets:
             check_environment(model)
 
@@ -73,7 +78,7 @@ class SafeActing:
         From those proposed it would learn that a refused action is as safe as what replaced it, and let it pass.
         """
         if self._shielded:
-            critic.executed = self._replayed.label if self._replayed is not None else lambda: np.stack(self._rollout)
+            critic.executed = self.replayed.label if self.replayed is not None else lambda: np.stack(self._rollout)
 
     def overlays(self, below: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
         """Return the methods of the model to be replaced, and by what; none where there is no set.
@@ -120,8 +125,8 @@ class SafeActing:
                 with self._holding(env.unwrapped):
                     outcome = original(env, *args, **kwargs)
             finally:  # after an error the episodes go on where they are, if the host learns again
-                if self._replayed is not None:
-                    self._replayed.settle()
+                if self.replayed is not None:
+                    self.replayed.settle()
                 self._seen = seams.last_observations(self._model)
             self._log()
             return outcome
@@ -131,8 +136,8 @@ class SafeActing:
     def _resume(self, inner: Any) -> None:
         """Take up where the last rollout ended, or begin anew where the environments did."""
         self._enforcement.refresh()
-        if self._replayed is not None and self._labelled != (widths := self._enforcement.widths()):
-            self._replayed.relabel()
+        if self.replayed is not None and self._labelled != (widths := self._enforcement.widths()):
+            self.replayed.relabel()
             self._labelled = widths
         if self._memory.n_rows != inner.num_envs:
             self._memory = self._enforcement.memory(inner.num_envs)
@@ -155,8 +160,8 @@ class SafeActing:
             if not self._released:
                 situation.renew(memory.fresh, memory.previous)
                 actions = execute(actions, situation, memory)
-                if self._replayed is not None:
-                    self._replayed.execute(actions)
+                if self.replayed is not None:
+                    self.replayed.execute(actions)
                 elif self._shielded:
                     self._rollout.append(actions)
             send(actions)
@@ -230,6 +235,8 @@ class SafeActing:
         if not self._enforcement.sets:
             return {}
         kept = self._enforcement.tensors(self._memory)
+        if self.replayed is not None:
+            kept[_LABELLED] = _flat(self._labelled)
         return {f"{_PREFIX}{name}": torch.from_numpy(np.array(values)) for name, values in kept.items()}
 
     def load_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -237,6 +244,14 @@ class SafeActing:
         kept = {name.removeprefix(_PREFIX): each.numpy() for name, each in tensors.items() if name.startswith(_PREFIX)}
         if self._enforcement.load(self._memory, kept):
             self._seen = seams.last_observations(self._model)
+        labelled = kept.get(_LABELLED)
+        if labelled is not None and labelled.shape == _flat(self._labelled).shape:
+            values = iter(labelled.tolist())
+            self._labelled = [{name: next(values) for name in part} for part in self._labelled]
+
+
+def _flat(widths: list[dict[str, float]]) -> Array:
+    return np.array([value for part in widths for value in part.values()], dtype=np.float64)
 
 
 def check_environment(model: BaseAlgorithm) -> None:
