@@ -98,8 +98,12 @@ class OffPolicyGuard(BaseCallback):
             self.critic.release()
 
     def _on_training_start(self) -> None:
+        if self._released:
+            return
+        if self._episodes.ended:  # in a collection that was cut off, here or before the run was saved
+            self._judge_episodes()
         last = seams.last_observations(self._host)
-        if self._released or any(last is known for known in self._follows):
+        if any(last is known for known in self._follows):
             return
         everywhere = np.ones(self._host.n_envs, dtype=bool)
         self._episodes.begin(everywhere)
@@ -167,6 +171,9 @@ class OffPolicyGuard(BaseCallback):
         """Return what an exact resume needs besides the guard's state and the replay buffer."""
         named = {f"episodes.{name}": sums for name, sums in self._episodes.tensors().items()}
         named |= {f"trajectories.{name}": steps for name, steps in self._trajectories.tensors().items()}
+        ended = self._episodes.pending(infos="infos" in self.guard.requires)
+        named |= {f"episodes.{name}": each for name, each in ended.items()}
+        named |= {f"trajectories.{name}": steps for name, steps in self._trajectories.pending().items()}
         if self.critic is not None:
             named |= {f"{_CRITIC}{name}": tensor for name, tensor in self.critic.tensors().items()}
         if self._dual is not None:
@@ -197,5 +204,5 @@ class OffPolicyGuard(BaseCallback):
             self.critic.load_tensors(part(_CRITIC), running=running)
         if self._dual is not None:
             self._dual.load_tensors(part(_DUAL))
-        if self._episodes.load_tensors(part("episodes.")):
-            self._trajectories.load_tensors(part("trajectories."))
+        self._trajectories.load_tensors(part("trajectories."), running=running)
+        self._episodes.load_tensors(part("episodes."))

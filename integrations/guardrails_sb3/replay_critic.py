@@ -273,5 +273,4 @@ class ReplayCritic:
         self._seams.load_tensors(parts["hooks"])
         self._worst = parts["costs"]["worst"].numpy().copy()
         self.host.restore(parts["costs"]["extremes"].numpy())
-        if running:
-            self._predictions.load_tensors(parts["predictions"])
+        self._predictions.load_tensors(parts["predictions"], running=running)
