@@ -117,6 +117,15 @@ def test_a_mask_in_info_is_the_one_of_the_step_before_an_error(kind):
     assert breaches(model) == 0
 
 
+def test_a_mask_in_info_holds_where_the_environments_go_on_after_resuming(tmp_path):
+    env = doors()
+    wrap(build(PPO, env), Guard(ActionMask(info="action_mask"))).learn(2 * 40).save(tmp_path / "run.zip")
+    loaded = PPO.load(tmp_path / "run.zip", env=env, device="cpu", force_reset=False)
+    resumed = wrap(loaded, Guard(ActionMask(info="action_mask")), resume=tmp_path / "run.zip")
+    resumed.learn(2 * 40, reset_num_timesteps=False)
+    assert breaches(resumed) == 0
+
+
 def test_maskable_ppo_gets_the_masks_as_its_own_and_joined_with_those_of_its_environment():
     model = wrap(build(MaskablePPO), Guard(ActionMask(seen), Constraint("interventions", limit=1.0)))
     rows = []

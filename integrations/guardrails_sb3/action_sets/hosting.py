@@ -18,10 +18,11 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from guardrails import AttachError, Guard
-from guardrails_sb3 import seams
+from guardrails_sb3 import plain, seams
 from guardrails_sb3.action_sets import situations
 from guardrails_sb3.action_sets.acting import MASKS, Acting, both
 from guardrails_sb3.action_sets.base import Array, Situation
+from guardrails_sb3.action_sets.mask import ActionMask
 from guardrails_sb3.action_sets.predicting import Predicting
 from guardrails_sb3.action_sets.replay import ReplayedActions
 from guardrails_sb3.action_sets.shield import CriticShield
@@ -29,6 +30,9 @@ from guardrails_sb3.overlay import Overlay
 from guardrails_sb3.telemetry import record_all
 
 _PREFIX = "actions."
+_INFOS = "infos"
+"""Name of what masks read of the last ``info`` of each environment."""
+
 _LABELLED = "labelled"
 """Name of the widths in force when the replay buffer was relabelled last: a move since is still to be told to it."""
 
@@ -237,6 +241,9 @@ class SafeActing:
         kept = self._enforcement.tensors(self._memory)
         if self.replayed is not None:
             kept[_LABELLED] = _flat(self._labelled)
+        masks = [part for part in self._enforcement.sets if isinstance(part, ActionMask)]
+        if keys := {part.info for part in masks if part.info is not None}:
+            kept[_INFOS] = plain.pack([{key: info[key] for key in keys & set(info)} for info in self._infos]).numpy()
         return {f"{_PREFIX}{name}": torch.from_numpy(np.array(values)) for name, values in kept.items()}
 
     def load_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -244,6 +251,7 @@ class SafeActing:
         kept = {name.removeprefix(_PREFIX): each.numpy() for name, each in tensors.items() if name.startswith(_PREFIX)}
         if self._enforcement.load(self._memory, kept):
             self._seen = seams.last_observations(self._model)
+            self._infos = plain.unpack(tensors[_PREFIX + _INFOS]) if _INFOS in kept else []
         labelled = kept.get(_LABELLED)
         if labelled is not None and labelled.shape == _flat(self._labelled).shape:
             values = iter(labelled.tolist())
