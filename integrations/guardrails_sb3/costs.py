@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from guardrails import Constraint, Rollout, RolloutError
+from guardrails_sb3 import plain
 
 Info = Mapping[str, Any]
 Reader = Callable[[Info], float]
@@ -194,11 +195,32 @@ class Episodes:
         """Return the sums of the running episodes."""
         return {name: torch.from_numpy(getattr(self, name).copy()) for name in _SUMS}
 
+    def pending(self, *, infos: bool) -> dict[str, torch.Tensor]:
+        """Return the episodes that have ended since the last `take`; nothing where none has.
+
+        Args:
+            infos: whether what their last ``info`` says is wanted; see `guardrails_sb3.plain` for what of it is kept.
+        """
+        if not self._ended:
+            return {}
+        costs, returns, lengths, said = zip(*self._ended, strict=True)
+        return {
+            "ended.costs": torch.from_numpy(np.stack(costs)),
+            "ended.returns": torch.tensor(returns, dtype=torch.float64),
+            "ended.lengths": torch.tensor(lengths, dtype=torch.float64),
+            "ended.infos": plain.pack(said if infos else [{} for _ in said]),
+        }
+
     def load_tensors(self, tensors: Mapping[str, torch.Tensor]) -> bool:
-        """Restore what `tensors` returned, and return whether it is of as many environments as there are here.
+        """Restore what `tensors` and `pending` returned; whether it is of as many environments as there are here.
 
         With another number of them the host begins every episode anew, and so do the sums.
         """
+        self._ended = []
+        if "ended.costs" in tensors:
+            columns = [tensors[f"ended.{name}"].tolist() for name in ("returns", "lengths")]
+            infos = plain.unpack(tensors["ended.infos"])
+            self._ended = list(zip(tensors["ended.costs"].numpy(), *columns, infos, strict=True))
         lengths = tensors.get("lengths")
         if lengths is None or tuple(lengths.shape) != self.lengths.shape:
             return False

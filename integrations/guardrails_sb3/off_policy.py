@@ -66,8 +66,8 @@ class OffPolicyGuard(BaseCallback):
         self._released = self._told = False
 
     def overlays(self) -> dict[str, Callable[..., Any]]:
-        """Return the methods of the model that have to be replaced, and by what."""
-        return {} if self.critic is None else self.critic.overlays()
+        """Return the methods of the model that have to be replaced: none, for the critic follows their parts."""
+        return {}
 
     def install(self) -> None:
         """Put hooks into the host's networks and follow its replay buffer."""
@@ -100,10 +100,14 @@ class OffPolicyGuard(BaseCallback):
             self.critic.release()
 
     def _on_training_start(self) -> None:
-        if not self._released and self.critic is not None:
+        if self._released:
+            return
+        if self.critic is not None:
             self.critic.start()
+        if self._episodes.ended:  # in a collection that was cut off, here or before the run was saved
+            self._judge_episodes()
         last = seams.last_observations(self._host)
-        if self._released or any(last is known for known in self._follows):
+        if any(last is known for known in self._follows):
             return
         everywhere = np.ones(self._host.n_envs, dtype=bool)
         self._episodes.begin(everywhere)
@@ -172,6 +176,9 @@ class OffPolicyGuard(BaseCallback):
         """Return what an exact resume needs besides the guard's state and the replay buffer."""
         named = {f"episodes.{name}": sums for name, sums in self._episodes.tensors().items()}
         named |= {f"trajectories.{name}": steps for name, steps in self._trajectories.tensors().items()}
+        ended = self._episodes.pending(infos="infos" in self.guard.requires)
+        named |= {f"episodes.{name}": each for name, each in ended.items()}
+        named |= {f"trajectories.{name}": steps for name, steps in self._trajectories.pending().items()}
         if self.critic is not None:
             named |= {f"{_CRITIC}{name}": tensor for name, tensor in self.critic.tensors().items()}
         if self._dual is not None:
@@ -208,5 +215,5 @@ class OffPolicyGuard(BaseCallback):
             self.critic.load_tensors(part(_CRITIC), running=running)
         if self._dual is not None:
             self._dual.load_tensors(part(_DUAL))
-        if self._episodes.load_tensors(part("episodes.")):
-            self._trajectories.load_tensors(part("trajectories."))
+        self._trajectories.load_tensors(part("trajectories."), running=running)
+        self._episodes.load_tensors(part("episodes."))

@@ -109,7 +109,7 @@ class OnPolicyGuard(BaseCallback):
             return
         self._sum_episodes()
         self._allocate(self.model.rollout_buffer.buffer_size)
-        self._take()
+        self._take()  # episodes of a rollout that was cut off
         starts = seams.episode_starts(self.model)
         self._episodes.begin(starts)
         self._trajectories.begin(starts)

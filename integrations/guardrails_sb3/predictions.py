@@ -117,8 +117,12 @@ class Predictions:
         return missed, np.mean([errors for errors, _ in judged], axis=0), np.mean([each for _, each in judged], axis=0)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return what the running episodes hold."""
+        """Return what the running episodes hold, and what was judged since the last `take`."""
         named = {"ticks": torch.tensor(self._ticks)}
+        if self._missed:
+            named["ended.missed"] = torch.from_numpy(np.stack(self._missed))
+        if self._judged:
+            named["ended.judged"] = torch.from_numpy(np.array(self._judged))
         for env, (costs, made) in enumerate(zip(self._costs, self._made, strict=True)):
             if costs:
                 named[f"costs.{env}"] = torch.from_numpy(np.stack(costs))
@@ -127,8 +131,18 @@ class Predictions:
                 named[f"made.{env}"] = torch.from_numpy(np.array([[mean, risk] for _, mean, risk in made]))
         return named
 
-    def load_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Restore what `tensors` returned."""
+    def load_tensors(self, tensors: Mapping[str, torch.Tensor], *, running: bool = True) -> None:
+        """Restore what `tensors` returned.
+
+        Args:
+            tensors: what `tensors` returned.
+            running: whether the episodes that ran then go on.
+        """
+        missed, judged = tensors.get("ended.missed"), tensors.get("ended.judged")
+        self._missed = [] if missed is None else list(missed.numpy())
+        self._judged = [] if judged is None else [(errors, covered) for errors, covered in judged.numpy()]
+        if not running:
+            return
         self._ticks = int(tensors.get("ticks", torch.tensor(0)))
         for env in range(len(self._costs)):
             costs, places, made = (tensors.get(f"{name}.{env}") for name in ("costs", "places", "made"))

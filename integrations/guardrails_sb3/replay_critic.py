@@ -14,10 +14,10 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from guardrails import AttachError, Guard, StateError
 from guardrails.critic import Ensemble, Transitions
-from guardrails_sb3 import off_policy_seams, replay_file, seams
+from guardrails_sb3 import off_policy_seams, seams
 from guardrails_sb3.costs import Info, Reader, cost_reader
 from guardrails_sb3.predictions import Predictions
-from guardrails_sb3.replay_costs import ReplayCosts
+from guardrails_sb3.replay_costs import Costs, ReplayCosts
 from guardrails_sb3.safety_critic import HostCritic
 
 logger = logging.getLogger(__name__)
@@ -70,19 +70,6 @@ class ReplayCritic:
     def _labelled(self, rows: Any, envs: Any, actions: torch.Tensor) -> torch.Tensor:
         return actions if self.executed is None else self.executed(rows, envs, actions)
 
-    def overlays(self) -> dict[str, Callable[..., Any]]:
-        """Return the methods of the model that have to be replaced, and by what."""
-        save, load = self._model.save_replay_buffer, self._model.load_replay_buffer
-
-        def save_replay_buffer(path: Any) -> None:
-            with self.lifted():
-                replay_file.save(path, save, self._column.values)
-
-        def load_replay_buffer(path: Any, truncate_last_traj: bool = True) -> None:
-            self._adopt(replay_file.load(path, lambda file: load(file, truncate_last_traj)))
-
-        return {"save_replay_buffer": save_replay_buffer, "load_replay_buffer": load_replay_buffer}
-
     def install(self) -> None:
         """Put hooks into the host's networks and follow its replay buffer."""
         self._column.install()
@@ -107,25 +94,45 @@ class ReplayCritic:
             self._seams.remove()
             self._installed = False
 
-    def _adopt(self, values: npt.NDArray[np.float32] | None) -> None:
-        """Follow the buffer that the host has now, with the costs that were saved beside it."""
+    def kept(self) -> tuple[Costs, tuple[str, ...]]:
+        """Return the costs beside the replay buffer, and the names of their columns."""
+        return self._column.values, tuple(self._names)
+
+    def adopt(self, values: Costs | None = None, names: Sequence[str] | None = None) -> None:
+        """Follow the buffer that the host has now, with the costs that were saved beside it, as far as they are known.
+
+        Args:
+            values: ``(buffer_size, n_envs, n_columns)``, or None.
+            names: the constraint of each column; None where the file does not say, which is taken for this guard's.
+        """
         if self._column.buffer is not self._model.replay_buffer:
             self._column.remove()
             self._column = self._beside(self._model.replay_buffer)
             self._column.install()
-        self._column.values[:] = values if values is not None and values.shape == self._column.values.shape else np.nan
+        self._fill(values, names)
         known = self._column.values[np.isfinite(self._column.values).all(axis=2)]
         if len(known):
             self.host.observe(known)
         self._tell_unknown()
+
+    def _fill(self, values: Costs | None, names: Sequence[str] | None) -> None:
+        column = self._column.values
+        column[:] = np.nan
+        if values is None or values.shape[:2] != column.shape[:2]:
+            return
+        if names is None:
+            names = self._names if values.shape == column.shape else ()
+        for index, name in enumerate(self._names):
+            if name in names:
+                column[..., index] = values[..., names.index(name)]
 
     def _tell_unknown(self) -> None:
         unknown = self._column.unknown
         if unknown:
             logger.warning(
                 "The costs of %d transitions in the replay buffer are not known: they were collected or saved without "
-                "this guard. The host trains on them; the safety critic leaves them out. A buffer that a guarded model "
-                "has saved keeps its costs: call load_replay_buffer after wrap.",
+                "this guard, or under other constraints. The host trains on them; the safety critic leaves them out. A "
+                "buffer that a guarded model has saved keeps its costs: call load_replay_buffer after wrap.",
                 unknown,
             )
 
@@ -150,7 +157,7 @@ class ReplayCritic:
         """
         self._batch = None
         if self._model.replay_buffer is not self._column.buffer:
-            self._adopt(None)
+            self.adopt()
         before, learned, acted = self._updates
         now = seams.updates(self._model)
         if now == before:
@@ -271,5 +278,4 @@ class ReplayCritic:
         self._seams.load_tensors(parts["hooks"])
         self._worst = parts["costs"]["worst"].numpy().copy()
         self.host.restore(parts["costs"]["extremes"].numpy())
-        if running:
-            self._predictions.load_tensors(parts["predictions"])
+        self._predictions.load_tensors(parts["predictions"], running=running)

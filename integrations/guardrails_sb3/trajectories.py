@@ -74,8 +74,26 @@ class Trajectories:
             if parts
         }
 
-    def load_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Restore what `tensors` returned."""
+    def pending(self) -> dict[str, torch.Tensor]:
+        """Return the steps of the episodes that have ended since the last `take`, by column and episode."""
+        return {
+            f"ended.{name}.{place}": torch.from_numpy(steps)
+            for name, episodes in self._ended.items()
+            for place, steps in enumerate(episodes)
+        }
+
+    def load_tensors(self, tensors: Mapping[str, torch.Tensor], *, running: bool = True) -> None:
+        """Restore what `tensors` and `pending` returned.
+
+        Args:
+            tensors: what they returned.
+            running: whether the episodes that ran then go on.
+        """
+        for name, episodes in self._ended.items():
+            n_ended = sum(each.startswith(f"ended.{name}.") for each in tensors)
+            episodes[:] = [tensors[f"ended.{name}.{place}"].numpy() for place in range(n_ended)]
+        if not running:
+            return
         for env, columns in enumerate(self._running):
             for name in columns:
                 steps = tensors.get(f"{name}.{env}")

@@ -20,6 +20,7 @@ from guardrails_sb3.callbacks import Callbacks
 from guardrails_sb3.dials import Dials
 from guardrails_sb3.overlay import Overlaid, Overlay
 from guardrails_sb3.record import Recorder
+from guardrails_sb3.replay_saving import ReplaySaving
 from guardrails_sb3.safety_critic import HostCritic
 
 logger = logging.getLogger(__name__)
@@ -173,6 +174,7 @@ class _Attachment:
             seams.EXCLUDED_FROM_SAVE: self._excluded_save_params,
             "save": self._save,
             **callback.overlays(),
+            **ReplaySaving(model, callback.critic, acting.replayed).overlays(),
             **turning,
             **acting.overlays(turning),
         }

@@ -356,6 +356,24 @@ def test_sets_that_read_policies_nothing_of_the_model_or_environment_is_left_aft
     assert sorted(vars(model)) == sorted(vars(fresh))
 
 
+@pytest.mark.parametrize("kind", [PPO, SAC])
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_rate_limit_remembers_the_action_before_an_error(kind, error):
+    def fail(locals_, globals_):
+        if model.num_timesteps == 2 * 23:
+            raise error
+        return True
+
+    env = vec(2, kind=Spied, length=8)
+    model = model_of(RateLimit(0.02), env=env) if kind is PPO else SAC("MlpPolicy", env, **OFF_POLICY)
+    if kind is SAC:
+        wrap(model, Guard(RateLimit(0.02)))
+    with pytest.raises(error):
+        model.learn(120, callback=fail)
+    model.learn(80, reset_num_timesteps=False)
+    assert changes(model) <= 0.02 + 1e-6
+
+
 def test_unwrap_inside_a_rollout_ends_the_holding_at_once():
     model = model_of(ActionBox(0.01), env=vec(1, kind=Spied, length=8))
     guard = callback_of(model).guard
@@ -554,6 +572,75 @@ def test_a_width_that_moves_relabels_what_was_stored_under_the_old_one_with_what
     later = buffer.actions[before + 1 : buffer.pos, :, 0]
     assert np.abs(later).max() > 0.75, "what is stored since is proposed again"
     assert np.allclose(np.clip(later, -0.75, 0.75), sent[before + 1 : buffer.pos], atol=1e-6)
+
+
+def held(env=None, load=None, **settings):
+    """SAC under a box that opens after some dozen episodes and a fixed limit on its changes."""
+    own = Guard(ActionBox(opening().between(0.25, 0.75)), RateLimit(0.1))
+    env = env or vec(2, kind=Spied, length=8)
+    model = SAC("MlpPolicy", env, **OFF_POLICY) if load is None else SAC.load(load, env=env, device="cpu")
+    return wrap(model, own, **settings)
+
+
+OPENED = 36
+"""Steps of each environment after which the box of `held` is open and the buffer not yet relabelled."""
+
+
+@pytest.mark.parametrize("steps", [OPENED - 12, OPENED, OPENED + 12])
+def test_a_run_resumed_with_its_buffer_relabels_it_as_the_run_would_have(tmp_path, steps):
+    def go_on(model):
+        model.set_env(vec(2, kind=Spied, length=8))
+        model.set_random_seed(7)
+        return model.learn(160, reset_num_timesteps=False)
+
+    through = held().learn(2 * steps)
+    assert (callback_of(through).guard.dials["action_box_scale"] == 0.75) == (steps >= OPENED)
+    through.save(tmp_path / "run.zip")
+    through.save_replay_buffer(tmp_path / "replay.pkl")
+    stored = through.replay_buffer.actions[:steps].copy()
+    go_on(through)
+    resumed = held(load=tmp_path / "run.zip", resume=tmp_path / "run.zip")
+    resumed.load_replay_buffer(tmp_path / "replay.pkl")
+    go_on(resumed)
+    assert (stored != through.replay_buffer.actions[:steps]).any() == (steps <= OPENED)
+    assert np.array_equal(resumed.replay_buffer.actions, through.replay_buffer.actions)
+    assert same(parameters(through), parameters(resumed))
+    assert callback_of(through).guard.dials["action_box_scale"] == 0.75
+
+
+def test_a_buffer_saved_inside_a_collection_holds_what_was_executed_and_the_run_goes_on_knowing_it(tmp_path):
+    def save(locals_, globals_):
+        if model.num_timesteps == 2 * 22:
+            model.save_replay_buffer(tmp_path / "replay.pkl")
+        return True
+
+    model, other = held(), held()
+    model.learn(2 * 40, callback=save)
+    other.load_replay_buffer(tmp_path / "replay.pkl")
+    ours, theirs = (acting_of(each).replayed.kept() for each in (other, model))
+    assert ours[1].sum() == 21
+    assert theirs[1].sum() == 40
+    assert np.array_equal(ours[0][:21], theirs[0][:21])
+
+
+def acting_of(model):
+    return vars(model)["_init_callback"].__self__.acting
+
+
+def test_a_buffer_without_executed_actions_is_pointed_out_where_sets_move(tmp_path, caplog):
+    SAC("MlpPolicy", vec(2, kind=Spied, length=8), **OFF_POLICY).learn(64).save_replay_buffer(tmp_path / "plain.pkl")
+    wrap(SAC("MlpPolicy", vec(2, kind=Spied), **OFF_POLICY), Guard(ActionBox(0.5))).load_replay_buffer(
+        tmp_path / "plain.pkl"
+    )
+    assert not caplog.text
+    model = held()
+    model.load_replay_buffer(tmp_path / "plain.pkl")
+    assert caplog.text.count("The executed actions of 64 transitions in the replay buffer are not known") == 1
+    caplog.clear()
+    model.learn(40, reset_num_timesteps=False)
+    model.save_replay_buffer(tmp_path / "partly.pkl")
+    held().load_replay_buffer(tmp_path / "partly.pkl")
+    assert "The executed actions of 64 transitions" in caplog.text
 
 
 def test_safe_actions_keeps_what_was_earned_after_the_model_has_left_the_guard(tmp_path):

@@ -103,6 +103,30 @@ def test_no_refused_action_reaches_an_environment(kind, source):
     assert len({action for env in model.env.envs for action in env.unwrapped.taken}) == 4
 
 
+@pytest.mark.parametrize("kind", [PPO, MaskablePPO, DQN])
+def test_a_mask_in_info_is_the_one_of_the_step_before_an_error(kind):
+    def fail(locals_, globals_):
+        if model.num_timesteps in (2 * 27, 2 * 34):
+            raise KeyboardInterrupt
+        return True
+
+    model = wrap(build(kind), Guard(ActionMask(info="action_mask")))
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            model.learn(160, callback=fail, reset_num_timesteps=False)
+    model.learn(160, reset_num_timesteps=False)
+    assert breaches(model) == 0
+
+
+def test_a_mask_in_info_holds_where_the_environments_go_on_after_resuming(tmp_path):
+    env = doors()
+    wrap(build(PPO, env), Guard(ActionMask(info="action_mask"))).learn(2 * 40).save(tmp_path / "run.zip")
+    loaded = PPO.load(tmp_path / "run.zip", env=env, device="cpu", force_reset=False)
+    resumed = wrap(loaded, Guard(ActionMask(info="action_mask")), resume=tmp_path / "run.zip")
+    resumed.learn(2 * 40, reset_num_timesteps=False)
+    assert breaches(resumed) == 0
+
+
 def test_maskable_ppo_gets_the_masks_as_its_own_and_joined_with_those_of_its_environment():
     model = wrap(build(MaskablePPO), Guard(ActionMask(seen), Constraint("interventions", limit=1.0)))
     rows = []
@@ -284,6 +308,25 @@ def test_the_critic_that_a_shield_relies_on_learns_from_what_was_executed(kind, 
     model.learn(160)
     actions = torch.cat(learned_from)
     assert (actions == 0.5).all() if not own_risk else (actions != 0.5).float().mean() > 0.9
+
+
+def test_the_critic_that_a_shield_relies_on_learns_from_what_was_executed_also_after_resuming(tmp_path):
+    def shielded(model, **settings):
+        guard = Guard(Constraint("effort", limit=3.0), CriticShield(-1e9, safe=[0.5]))
+        return wrap(model, guard, cost_critic=Ensemble(members=2), horizon=8, **settings)
+
+    run, replay = tmp_path / "run.zip", tmp_path / "replay.pkl"
+    model = shielded(SAC("MlpPolicy", vec(2, kind=Drift, length=8), **REPLAY)).learn(80)
+    model.save(run)
+    model.save_replay_buffer(replay)
+    resumed = shielded(SAC.load(run, env=vec(2, kind=Drift, length=8), device="cpu"), resume=run)
+    resumed.load_replay_buffer(replay)
+    learned_from = []
+    critic = safety_critic(resumed).critic
+    update = critic.update
+    critic.update = lambda batch: (learned_from.append(batch.actions), update(batch))
+    resumed.learn(20, reset_num_timesteps=False)
+    assert (torch.cat(learned_from) == 0.5).all()
 
 
 def pair(model):

@@ -3,6 +3,7 @@
 import gymnasium as gym
 import numpy as np
 import pytest
+from safetensors.torch import load, save
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from guardrails import Constraint, RolloutError
@@ -109,3 +110,41 @@ def test_terminated_does_not_take_environments_that_say_nothing_of_time_limits_f
     read = cost_reader(Constraint("falls", limit=0.2, cost=terminated))
     with pytest.raises(RolloutError, match=r"'falls'.*no info\['TimeLimit.truncated'\].*function of your own"):
         read({"terminal_observation": np.zeros(3)})
+
+
+def test_episodes_that_have_ended_are_saved_with_what_their_infos_say_in_plain_values():
+    said = {
+        "speed": np.float32(0.1),
+        "count": np.int64(3),
+        "mask": np.array([[True, False]]),
+        "place": np.array([0.1, np.nan], np.float32),
+        "none": np.empty((0, 2)),
+        "episode": {"r": 1.5, "l": 9, 3: "no name"},
+        "goals": ("a", True, None, [1, float("inf")]),
+        "engine": object(),
+        "engines": [1.0, object()],
+        "name": np.str_("run"),
+    }
+    episodes, again = Episodes(1, ["a"]), Episodes(2, ["a"])
+    assert episodes.pending(infos=True) == {}
+    episodes.add(np.ones((3, 1, 1)), np.full((3, 1), 0.1), np.array([[False], [True], [False]]), {(1, 0): said})
+    saved = load(save(episodes.tensors() | episodes.pending(infos=True)))
+    assert not again.load_tensors(saved), "of another number of environments"
+    assert again.ended == 1
+    rollout = again.take()
+    assert (rollout.rewards[0], rollout.lengths[0], rollout.cost("a")[0]) == (0.2, 2.0, 2.0)
+    (info,) = rollout.infos
+    for key in ("speed", "count", "mask", "place", "none"):
+        assert (type(info[key]), info[key].dtype, info[key].shape) == (
+            type(said[key]),
+            said[key].dtype,
+            said[key].shape,
+        )
+        assert np.array_equal(info[key], said[key], equal_nan=True)
+    assert info["episode"] == {"r": 1.5, "l": 9}
+    assert info["goals"] == ["a", True, None, [1, float("inf")]]
+    assert info["name"] == "run"
+    assert not {"engine", "engines"} & set(info)
+    again.load_tensors({name: each for name, each in saved.items() if not name.startswith("ended")})
+    assert again.ended == 0, "as a file of an earlier version has it"
+    assert episodes.pending(infos=False)["ended.infos"].numpy().tobytes() == b"[{}]"

@@ -16,12 +16,15 @@ from sb3_contrib import TRPO, MaskablePPO, RecurrentPPO
 from sb3_envs import Drift, Gamble, callback_of, parameters, same, vec
 from sb3_hosts import GREEDY, SMALL, guarded, host, learner_of, spy
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
-from stable_baselines3.common.save_util import load_from_pkl, load_from_zip_file
+from stable_baselines3.common.callbacks import CheckpointCallback, ConvertCallback
+from stable_baselines3.common.save_util import load_from_pkl, load_from_zip_file, save_to_pkl
 
-from guardrails import Constraint, Guard, StateError
+from guardrails import Constraint, Gate, Guard, Require, StateError
+from guardrails.competence import CriticCalibration, FailureAvoidance, FromFunction
 from guardrails.critic import Ensemble
 from guardrails.schedulers import PID, DualAscent
-from guardrails_sb3 import safety_critic, unwrap, wrap
+from guardrails_sb3 import replay_file, safety_critic, unwrap, wrap
+from guardrails_sb3.replay_file import Beside
 
 
 def environments(kind):
@@ -67,13 +70,25 @@ def test_training_saving_and_resuming_equals_training_through(tmp_path, kind):
     assert np.array_equal(ours, theirs, equal_nan=True)
 
 
+def gated():
+    """A guard whose gates read everything that an off-policy host has of an episode, arrays in its info among it."""
+    far = Require(FailureAvoidance(lambda info: info["terminal_observation"][0] > 0.2), at_least=0.6)
+    calibrated = Require(CriticCalibration("cost", scale=10.0), at_least=0.2)
+    steps = FromFunction(lambda *each: float((each[0] * each[1] > 0).mean()), ("actions", "observations"), name="out")
+    gate = Gate(far, calibrated, Require(steps, at_least=0.1), rungs=4, dwell=0, confidence=0.5)
+    return Guard(
+        Constraint("cost", limit=gate.between(0.5, 2.0), scheduler=PID(kp=0.3, ki=0.2)),
+        Constraint("harm", cost="cost", limit=2.0, scheduler=DualAscent(0.05, initial=0.8)),
+    )
+
+
 ELSEWHERE = """
 import sys
 import torch
-from test_sb3_off_policy_resume import PPO, SAC, digest, environments, go_on, guard, SMALL, wrap
+from test_sb3_off_policy_resume import PPO, SAC, digest, environments, gated, go_on, guard, SMALL, wrap
 
 folder, kind = sys.argv[1], {"PPO": PPO, "SAC": SAC}[sys.argv[2]]
-own = guard()
+own = {"guard": guard, "gated": gated}[sys.argv[3]]()
 model = kind.load(f"{folder}/run.zip", env=environments(kind), device="cpu")
 model = wrap(model, own, cost_critic=SMALL, horizon=9, resume=f"{folder}/run.zip")
 if kind is SAC:
@@ -91,22 +106,63 @@ def digest(model):
 
 
 @pytest.mark.parametrize("kind", [PPO, SAC])
-def test_a_new_process_goes_on_where_the_run_was_saved(tmp_path, kind):
-    settings = {"n_steps": 50, "batch_size": 50, "seed": 0, "device": "cpu"}
+@pytest.mark.parametrize(
+    ("make", "steps", "stopped"),
+    [(guard, 50, False), (gated, 36, False), (gated, 63, True)],
+    ids=["between episodes", "where episodes end", "inside a collection, where one ends"],
+)
+def test_a_new_process_goes_on_where_the_run_was_saved(tmp_path, kind, make, steps, stopped):
+    rollout = 36 if stopped else steps
+    settings = {"n_steps": rollout, "batch_size": rollout, "seed": 0, "device": "cpu"}
     model = PPO("MlpPolicy", environments(PPO), **settings) if kind is PPO else host(kind, environments(kind))
-    through = wrap(model, guard(), cost_critic=SMALL, horizon=9).learn(100)
+    through = wrap(model, make(), cost_critic=SMALL, horizon=9)
+    through.learn(1000 if stopped else 2 * steps, callback=lambda *_: through.num_timesteps < 2 * steps or not stopped)
+    assert through.num_timesteps == 2 * steps
+    if kind is SAC:
+        assert callback_of(through)._episodes.ended == stopped
     through.save(tmp_path / "run.zip")
     if kind is SAC:
         through.save_replay_buffer(tmp_path / "replay.pkl")
     saved, through = digest(through), go_on(through)
     done = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE, str(tmp_path), kind.__name__],
+        [sys.executable, "-c", ELSEWHERE, str(tmp_path), kind.__name__, make.__name__],
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(pathlib.Path(__file__).parent), *sys.path[1:]])},
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-1] == digest(through) != saved
+
+
+def test_a_checkpoint_as_an_episode_ends_holds_that_episode(tmp_path):
+    decided = {}
+
+    def look(locals_, globals_):
+        if model.num_timesteps > 90:
+            decided.setdefault(model.num_timesteps, callback_of(model).guard.state_dict())
+        return True
+
+    one = vec(1, kind=Drift, length=9)
+    model = wrap(host(SAC, one), gated(), cost_critic=SMALL, horizon=9)
+    model.learn(100, callback=[CheckpointCallback(90, str(tmp_path)), ConvertCallback(look)])
+    path = tmp_path / "rl_model_90_steps"
+    own = gated()
+    resumed = wrap(SAC.load(path, env=one), own, cost_critic=SMALL, horizon=9, resume=path)
+    before = own.state_dict()["step"]
+    resumed.learn(0, reset_num_timesteps=False)
+    assert own.state_dict() == decided[91]
+    assert own.state_dict()["step"] == before + 1
+
+
+def test_an_episode_of_the_random_warm_up_is_left_out_also_after_resuming(tmp_path):
+    one = vec(1, kind=Drift, length=9)
+    model = wrap(host(SAC, one, learning_starts=27), guard(), cost_critic=SMALL, horizon=9)
+    model.learn(30, callback=CheckpointCallback(27, str(tmp_path)))
+    path = tmp_path / "rl_model_27_steps"
+    own = guard()
+    resumed = wrap(SAC.load(path, env=one), own, cost_critic=SMALL, horizon=9, resume=path)
+    resumed.learn(1, reset_num_timesteps=False)
+    assert own.decision is None
 
 
 def test_without_the_critics_state_the_run_would_differ(tmp_path):
@@ -155,6 +211,46 @@ def test_a_buffer_that_was_saved_without_costs_is_taken_up_with_a_warning(tmp_pa
     assert np.isnan(learner_of(model)._column.values).all()
     model.learn(40, reset_num_timesteps=False)
     assert safety_critic(model).critic.updates > 0
+
+
+def test_costs_are_taken_up_by_the_names_of_their_constraints(tmp_path, caplog):
+    def pair(*names):
+        return [Constraint(name, limit=2.0, cost=lambda info, name=name: len(name) + info["cost"]) for name in names]
+
+    model = guarded(host(SAC), *pair("cost", "damage")).learn(60)
+    model.save_replay_buffer(tmp_path / "replay.pkl")
+    saved = learner_of(model)._column.values
+
+    def taken_up(*names):
+        caplog.clear()
+        other = guarded(host(SAC), *pair(*names))
+        other.load_replay_buffer(tmp_path / "replay.pkl")
+        return learner_of(other)._column.values
+
+    assert np.array_equal(taken_up("damage", "cost"), saved[..., ::-1], equal_nan=True)
+    assert np.array_equal(taken_up("damage"), saved[..., 1:], equal_nan=True)
+    assert not caplog.text
+    partly = taken_up("cost", "energy")
+    assert np.array_equal(partly[..., 0], saved[..., 0], equal_nan=True)
+    assert np.isnan(partly[..., 1]).all()
+    assert "costs of 60 transitions" in caplog.text
+    assert np.isnan(taken_up("energy")).all()
+    assert "costs of 60 transitions" in caplog.text
+
+
+def test_a_file_without_names_is_taken_up_where_its_columns_fit(tmp_path, caplog):
+    model = guarded(host(SAC)).learn(60)
+    column = learner_of(model)._column.values
+    with learner_of(model).lifted():
+        replay_file.save(tmp_path / "replay.pkl", lambda file: save_to_pkl(file, model.replay_buffer), Beside(column))
+    other = guarded(host(SAC), Constraint("another", cost="cost", limit=1.0))
+    other.load_replay_buffer(tmp_path / "replay.pkl")
+    assert np.array_equal(learner_of(other)._column.values, column, equal_nan=True)
+    assert not caplog.text
+    more = guarded(host(SAC), Constraint("cost", limit=1.0), Constraint("another", cost="cost", limit=1.0))
+    more.load_replay_buffer(tmp_path / "replay.pkl")
+    assert np.isnan(learner_of(more)._column.values).all()
+    assert "costs of 60 transitions" in caplog.text
 
 
 def test_damaged_costs_are_an_error_that_names_the_file(tmp_path):

@@ -18,10 +18,11 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from guardrails import AttachError, Guard
-from guardrails_sb3 import seams
+from guardrails_sb3 import plain, seams
 from guardrails_sb3.action_sets import situations
 from guardrails_sb3.action_sets.acting import MASKS, Acting, both
 from guardrails_sb3.action_sets.base import Array, Situation
+from guardrails_sb3.action_sets.mask import ActionMask
 from guardrails_sb3.action_sets.predicting import Predicting
 from guardrails_sb3.action_sets.replay import ReplayedActions
 from guardrails_sb3.action_sets.shield import CriticShield
@@ -29,6 +30,11 @@ from guardrails_sb3.overlay import Overlay
 from guardrails_sb3.telemetry import record_all
 
 _PREFIX = "actions."
+_INFOS = "infos"
+"""Name of what masks read of the last ``info`` of each environment."""
+
+_LABELLED = "labelled"
+"""Name of the widths in force when the replay buffer was relabelled last: a move since is still to be told to it."""
 
 
 class SafeActing:
@@ -38,6 +44,9 @@ class SafeActing:
         model: the host; read, not changed.
         guard: has the sets and the widths in force.
         critic: the risk that the model's safety critic predicts, for sets that ask for it.
+
+    Attributes:
+        replayed: the executed actions of the replay buffer; None where no set needs them.
 
     Raises:
         AttachError: if a set means nothing for this model, or its environments act in another space.
@@ -54,12 +63,12 @@ class SafeActing:
         self._n_steps, self._ended = 0, list[list[int]]()
         self._released = self._proposing = False
         self._labelled = self._enforcement.widths()
-        self._replayed: ReplayedActions | None = None
+        self.replayed: ReplayedActions | None = None
         self._shielded = any(isinstance(part, CriticShield) and part.risk is None for part in self._enforcement.sets)
         self._rollout: list[Array] = []
         moving = any(part.turned for part in self._enforcement.sets)
         if isinstance(model, OffPolicyAlgorithm) and (moving or self._shielded):
-            self._replayed = ReplayedActions(model)
+            self.replayed = ReplayedActions(model)
         if self._enforcement.sets:
             check_environment(model)
 
@@ -73,7 +82,7 @@ class SafeActing:
         From those proposed it would learn that a refused action is as safe as what replaced it, and let it pass.
         """
         if self._shielded:
-            critic.executed = self._replayed.label if self._replayed is not None else lambda: np.stack(self._rollout)
+            critic.executed = self.replayed.label if self.replayed is not None else lambda: np.stack(self._rollout)
 
     def overlays(self, below: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
         """Return the methods of the model to be replaced, and by what; none where there is no set.
@@ -116,11 +125,13 @@ class SafeActing:
             check_environment(self._model)
             self._resume(env.unwrapped)
             self._rollout = []
-            with self._holding(env.unwrapped):
-                outcome = original(env, *args, **kwargs)
-            if self._replayed is not None:
-                self._replayed.settle()
-            self._seen = seams.last_observations(self._model)
+            try:
+                with self._holding(env.unwrapped):
+                    outcome = original(env, *args, **kwargs)
+            finally:  # after an error the episodes go on where they are, if the host learns again
+                if self.replayed is not None:
+                    self.replayed.settle()
+                self._seen = seams.last_observations(self._model)
             self._log()
             return outcome
 
@@ -129,8 +140,8 @@ class SafeActing:
     def _resume(self, inner: Any) -> None:
         """Take up where the last rollout ended, or begin anew where the environments did."""
         self._enforcement.refresh()
-        if self._replayed is not None and self._labelled != (widths := self._enforcement.widths()):
-            self._replayed.relabel()
+        if self.replayed is not None and self._labelled != (widths := self._enforcement.widths()):
+            self.replayed.relabel()
             self._labelled = widths
         if self._memory.n_rows != inner.num_envs:
             self._memory = self._enforcement.memory(inner.num_envs)
@@ -153,8 +164,8 @@ class SafeActing:
             if not self._released:
                 situation.renew(memory.fresh, memory.previous)
                 actions = execute(actions, situation, memory)
-                if self._replayed is not None:
-                    self._replayed.execute(actions)
+                if self.replayed is not None:
+                    self.replayed.execute(actions)
                 elif self._shielded:
                     self._rollout.append(actions)
             send(actions)
@@ -228,6 +239,11 @@ class SafeActing:
         if not self._enforcement.sets:
             return {}
         kept = self._enforcement.tensors(self._memory)
+        if self.replayed is not None:
+            kept[_LABELLED] = _flat(self._labelled)
+        masks = [part for part in self._enforcement.sets if isinstance(part, ActionMask)]
+        if keys := {part.info for part in masks if part.info is not None}:
+            kept[_INFOS] = plain.pack([{key: info[key] for key in keys & set(info)} for info in self._infos]).numpy()
         return {f"{_PREFIX}{name}": torch.from_numpy(np.array(values)) for name, values in kept.items()}
 
     def load_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -235,6 +251,15 @@ class SafeActing:
         kept = {name.removeprefix(_PREFIX): each.numpy() for name, each in tensors.items() if name.startswith(_PREFIX)}
         if self._enforcement.load(self._memory, kept):
             self._seen = seams.last_observations(self._model)
+            self._infos = plain.unpack(tensors[_PREFIX + _INFOS]) if _INFOS in kept else []
+        labelled = kept.get(_LABELLED)
+        if labelled is not None and labelled.shape == _flat(self._labelled).shape:
+            values = iter(labelled.tolist())
+            self._labelled = [{name: next(values) for name in part} for part in self._labelled]
+
+
+def _flat(widths: list[dict[str, float]]) -> Array:
+    return np.array([value for part in widths for value in part.values()], dtype=np.float64)
 
 
 def check_environment(model: BaseAlgorithm) -> None:

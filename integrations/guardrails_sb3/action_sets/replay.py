@@ -9,6 +9,7 @@ every stored transition is relabelled with its executed action, which a wider se
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from gymnasium import spaces
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from guardrails_sb3.action_sets.base import Array, BoolArray
+
+logger = logging.getLogger(__name__)
 
 
 class ReplayedActions:
@@ -40,24 +43,53 @@ class ReplayedActions:
         if buffer is None:
             return
         if buffer is not self._buffer:
-            self._buffer = buffer
-            self._executed = np.zeros_like(buffer.actions)
-            self._known = np.zeros(len(buffer.actions), dtype=bool)
+            self._follow(buffer)
         scaled = actions
         if isinstance(self._model.action_space, spaces.Box):
             scaled = self._model.policy.scale_action(actions)
         self._pending = buffer.pos, scaled.reshape(self._executed.shape[1:])
 
+    def _follow(self, buffer: Any) -> None:
+        self._buffer, self._pending = buffer, None
+        self._executed = np.zeros_like(buffer.actions)
+        self._known = np.zeros(len(buffer.actions), dtype=bool)
+
     def settle(self) -> None:
-        """File what was executed last, if the host has stored that step since."""
-        pending, self._pending = self._pending, None
+        """File what was executed last, if the host has stored that step since; else forget it."""
+        self._file()
+        self._pending = None
+
+    def _file(self) -> None:
         buffer: Any = self._buffer
-        if pending is None or buffer is not self._model.replay_buffer:
+        if self._pending is None or buffer is not self._model.replay_buffer:
             return
-        position, actions = pending
+        position, actions = self._pending
         if buffer.pos != position or len(self._known) == 1:
             self._executed[position] = actions
             self._known[position] = True
+            self._pending = None
+
+    def kept(self) -> tuple[Array, BoolArray]:
+        """Return the executed actions of the model's buffer as it is, and which of its rows they are known of."""
+        self._file()
+        if self._buffer is not self._model.replay_buffer:
+            self._follow(self._model.replay_buffer)
+        return self._executed, self._known
+
+    def adopt(self, executed: Array | None, known: BoolArray | None) -> None:
+        """Follow the buffer that the model has loaded, with the executed actions that were saved beside it, if any."""
+        self._follow(self._model.replay_buffer)
+        if executed is not None and known is not None and executed.shape == self._executed.shape:
+            self._executed[:], self._known[:] = executed, known
+        filled = len(self._known) if self._buffer.full else self._buffer.pos
+        unknown = int(np.count_nonzero(~self._known[:filled])) * self._buffer.n_envs
+        if unknown:
+            logger.warning(
+                "The executed actions of %d transitions in the replay buffer are not known: they were collected or "
+                "saved without these action sets. Those transitions keep the actions that the policy proposed, also "
+                "when a width moves, and so they teach a safety critic that a shield relies on.",
+                unknown,
+            )
 
     def label(self, rows: Any, envs: Any, actions: torch.Tensor) -> torch.Tensor:
         """Return the executed actions of stored steps, or ``actions`` as they are stored where they were not seen.
