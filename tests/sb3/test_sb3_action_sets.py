@@ -24,6 +24,7 @@ from guardrails.competence import FailureAvoidance
 from guardrails.ledger import read, verify
 from guardrails.schedulers import Fixed
 from guardrails_sb3 import ActionBox, CriticShield, Projection, RateLimit, SafeActions, unwrap, wrap
+from guardrails_sb3.wrap import attachment_of
 
 SETTINGS = {"n_steps": 40, "batch_size": 40, "n_epochs": 2, "seed": 0, "device": "cpu"}
 OFF_POLICY = {"learning_starts": 20, "buffer_size": 400, "batch_size": 16, "seed": 0, "device": "cpu"}
@@ -624,7 +625,7 @@ def test_a_buffer_saved_inside_a_collection_holds_what_was_executed_and_the_run_
 
 
 def acting_of(model):
-    return vars(model)["_init_callback"].__self__.acting
+    return attachment_of(model).acting
 
 
 def test_a_buffer_without_executed_actions_is_pointed_out_where_sets_move(tmp_path, caplog):
