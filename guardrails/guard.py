@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import operator
+import threading
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from guardrails.competence import gates as gating
 from guardrails.competence.between import Between
 from guardrails.constraint import PENALTY, Constraint
 from guardrails.decision import ConstraintDecision, Decision, GateDecision, Reason, Verdict
-from guardrails.errors import AttachError, ConfigurationError
+from guardrails.errors import AttachError, ConfigurationError, RolloutError
 from guardrails.evidence import CostEvidence, Evidence
 from guardrails.parts import Part, sort
 from guardrails.refinement import Refinement
@@ -60,6 +61,7 @@ class Guard:
         self._decision: Decision | None = None
         self._costs: dict[str, FloatArray] = {}
         self._ledger: Ledger | None = None
+        self._lock = threading.RLock()  # a checkpoint may be written from a thread of its own
         self._host: str | None = None
 
     @classmethod
@@ -92,7 +94,14 @@ class Guard:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy takes along: the state, but neither the ledger, which has one writer, nor the host."""
-        return {**vars(self), "_ledger": None, "_host": None}
+        with self._lock:
+            kept = {name: value for name, value in vars(self).items() if name != "_lock"}
+        return {**kept, "_ledger": None, "_host": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take up what `__getstate__` returned."""
+        vars(self).update(state)
+        self._lock = threading.RLock()
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -260,11 +269,12 @@ class Guard:
             seed = _whole("seed", seed, "a whole number, or None")
         if _whole("max_bytes", max_bytes, "a whole number of bytes") < 1:
             raise ConfigurationError(f"record: max_bytes is {max_bytes!r}; give at least 1.")
-        previous, self._ledger = self._ledger, None
-        if previous is not None:
-            previous.close()
-        self._ledger = Ledger(path, lambda: header.start(self, seed), max_bytes=max_bytes)
-        return self._ledger
+        with self._lock:
+            previous, self._ledger = self._ledger, None
+            if previous is not None:
+                previous.close()
+            self._ledger = Ledger(path, lambda: header.start(self, seed), max_bytes=max_bytes, lock=self._lock)
+            return self._ledger
 
     def sanitised(self, name: str) -> FloatArray:
         """Return the costs of the last step, ``(n_rows,)``, with unmeasurable rows set to the worst value."""
@@ -290,23 +300,27 @@ class Guard:
     def step(self, rollout: Rollout) -> Decision:
         """Update the gates on ``rollout``, measure each constraint against the limit then in force, and say why.
 
-        It is `reduce`, then `decide`; what was reduced and decided goes into the ledger, if there is one.
+        It is `reduce`, then `decide`; what was reduced and decided goes into the ledger, if there is one. Other threads
+        may call `state_dict` meanwhile: it waits.
 
         Args:
             rollout: the globally reduced rows of one step of the host. With no rows nothing changes
                 but the number of the step.
 
         Raises:
-            RolloutError: if a constraint's cost column is missing; nothing was updated.
+            RolloutError: if a constraint's cost column is missing, or this is no `Rollout`; nothing was updated.
         """
-        evidence = self.reduce(rollout)
-        decision = self.decide(evidence)
+        if not isinstance(rollout, Rollout):
+            raise RolloutError(f"Guard.step takes a Rollout(costs={{...}}), not {type(rollout).__name__}.")
+        with self._lock:
+            evidence = self.reduce(rollout)
+            decision = self.decide(evidence)
+            self._costs = {name: self._column(part, rollout) for name, part in self._declared.items()}
+            if self._ledger is not None:
+                self._ledger.step(evidence, decision)
         for reason in decision.reasons:
             if reason.verdict in ("failed", "frozen"):
                 logger.warning("%s", reason)
-        self._costs = {name: self._column(part, rollout) for name, part in self._declared.items()}
-        if self._ledger is not None:
-            self._ledger.step(evidence, decision)
         return decision
 
     def reduce(self, rollout: Rollout) -> Evidence:
@@ -385,6 +399,10 @@ class Guard:
 
         A ledger is written up to here, so that it reaches as far as any checkpoint.
         """
+        with self._lock:
+            return self._dump()
+
+    def _dump(self) -> dict[str, Any]:
         if self._ledger is not None:
             self._ledger.flush()
         return {
@@ -408,13 +426,14 @@ class Guard:
             StateError: if the state is newer than this package, belongs to other constraints or
                 schedulers or gates, or is damaged.
         """
-        step, strengths, states = saved.parse(self._constraints, data)
-        self._gate_states = gating.load(self._gates, data.get("gates", {}))
-        self._step, self._strengths, self._states = step, strengths, states
-        self._constraints = self._in_force()
-        self._decision, self._costs = None, {}
-        if self._ledger is not None:
-            self._ledger.seam("resumed")
+        with self._lock:
+            step, strengths, states = saved.parse(self._constraints, data)
+            self._gate_states = gating.load(self._gates, data.get("gates", {}))
+            self._step, self._strengths, self._states = step, strengths, states
+            self._constraints = self._in_force()
+            self._decision, self._costs = None, {}
+            if self._ledger is not None:
+                self._ledger.seam("resumed")
 
 
 def _whole(name: str, value: Any, wanted: str) -> int:

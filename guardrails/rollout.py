@@ -26,11 +26,13 @@ def as_column(values: Any, name: str) -> FloatArray:
     Raises:
         RolloutError: if the values are not one number per row.
     """
-    if hasattr(values, "detach"):  # a torch tensor, on any device, in any dtype
-        values = values.detach().cpu().double().numpy()
     try:
+        if hasattr(values, "detach"):  # a torch tensor, on any device, in any dtype
+            values = values.detach().cpu().double().numpy()
+        if isinstance(values, np.ma.MaskedArray):  # what is masked was not measured
+            values = np.ma.filled(values.astype(np.float64), np.nan)
         column = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise RolloutError(
             f"Column '{name}' holds values that are not numbers ({error}). Give one float per row; None means missing."
         ) from error
@@ -88,6 +90,8 @@ class Rollout:
             values = getattr(self, name)
             if values is not None:
                 object.__setattr__(self, name, as_column(values, name))
+        if not isinstance(self.costs, Mapping):
+            raise RolloutError(f"costs is {type(self.costs).__name__}; give a column for each name, as a dict.")
         object.__setattr__(self, "unmeasured", frozenset(name for name, values in self.costs.items() if values is None))
         costs = {name: as_column(() if values is None else values, name) for name, values in self.costs.items()}
         object.__setattr__(self, "costs", costs)

@@ -166,9 +166,10 @@ def _constraints(decisions: list[Decision]) -> Table:
             past, sparkline(costs, low=min([0.0, *finite]), high=max(finite, default=1.0)), strict=True
         ):
             line.append(block, style="green" if fact.satisfied else "red")
+        known = next((each for each in reversed(past) if math.isfinite(each.cost)), facts)  # the last that was measured
         table.add_row(
             _text(name),
-            Text(f"{facts.cost:.4g}", style="green" if facts.satisfied else "bold red"),
+            Text(f"{known.cost:.4g}", style="green" if known.satisfied else "bold red"),
             Text(f"{facts.limit:.4g}"),
             line,
             Text(f"{facts.multiplier:.4g}"),

@@ -15,7 +15,7 @@ from guardrails.cli.app import app
 @app.command()
 def verify(
     run: Annotated[Path, typer.Argument(help="The run's folder, or its ledger.")],
-    expect: Annotated[str, typer.Option(help="Hash that was noted when it was the last line's.")] = "",
+    expect: Annotated[str | None, typer.Option(help="Hash that was noted when it was the last line's.")] = None,
     unclosed: Annotated[
         bool, typer.Option("--open", help="Accept a run that is still going or was killed: no closing line.")
     ] = False,
@@ -31,7 +31,7 @@ def verify(
     """
     from guardrails.ledger import verify as verified
 
-    result = verified(run, expect=expect.lower(), allow_imports=allow_imports)
+    result = verified(run, expect=None if expect is None else expect.lower(), allow_imports=allow_imports)
     altered = bool(result.problem) or not (result.closed or unclosed)
     code = 1 if altered else 2 if result.unreplayed else 0
     if as_json:

@@ -42,7 +42,10 @@ def watch(
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
     except AlteredError as error:
-        typer.echo(f"ALTERED: {error}", err=True)
+        if as_json:
+            typer.echo(json.dumps({"ok": False, "error": str(error)}))
+        else:
+            typer.echo(f"ALTERED: {error}", err=True)
         raise typer.Exit(1) from None
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from guardrails import policy
-from guardrails.errors import GuardrailsError, LedgerError
+from guardrails.errors import ConfigurationError, GuardrailsError, LedgerError
 from guardrails.guard import Guard
 from guardrails.ledger import header, lines
 from guardrails.ledger.reader import AlteredError, Line, Reader, files
@@ -52,7 +53,7 @@ class Verification:
         return self.closed and not self.problem and not self.unreplayed
 
 
-def verify(run: str | Path, *, expect: str = "", allow_imports: bool = False) -> Verification:
+def verify(run: str | Path, *, expect: str | None = None, allow_imports: bool = False) -> Verification:
     """Check a run's ledger from its first line to its last, in constant memory.
 
     Args:
@@ -62,12 +63,15 @@ def verify(run: str | Path, *, expect: str = "", allow_imports: bool = False) ->
 
     Raises:
         LedgerError: if there is no ledger, or one of a newer schema.
+        ConfigurationError: if ``expect`` is no hash of a line, such as an empty text.
     """
+    if expect is not None and not re.fullmatch("[0-9a-f]{64}", expect):
+        raise ConfigurationError(f"verify: expect is {expect!r}; give the 64 hexadecimal digits of a line's hash.")
     reader = Reader(run)
     found = files(run)
     result = Verification(str(found[0]), len(found))
     replay = _Replay(result, _seam_steps(found), allow_imports)
-    expected = not expect
+    expected = expect is None
     try:
         for line in reader.poll():
             result.lines += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -41,6 +42,8 @@ class Ledger:
     again every second; beyond 2048 they are given up: a warning says so once, `lost` counts the steps, and so does
     the seam that carries the chain on.
 
+    **Threads.** All methods may be called from any thread.
+
     **One writer.** On several processes only the first records. A second process that opens the same
     ledger is refused; a second guard of this process takes it over.
 
@@ -48,23 +51,32 @@ class Ledger:
         path: the first file. What is there already is continued, with a seam.
         start: returns the fields of a header as they are now.
         max_bytes: a file that has grown so large is followed by another, ``<name>.1.jsonl`` and so on.
+        lock: held while something is recorded or written; the guard's own, since ``start`` asks the guard.
 
     Raises:
         LedgerError: if the file cannot be opened, is in use by another process, or is no ledger.
     """
 
-    def __init__(self, path: str | Path, start: Callable[[], dict[str, Any]], *, max_bytes: int = 1 << 28) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        start: Callable[[], dict[str, Any]],
+        *,
+        max_bytes: int = 1 << 28,
+        lock: threading.RLock | None = None,
+    ) -> None:
         self.path = Path(path).absolute()
         self.lost = 0
         """Steps that could not be written and are missing from the ledger."""
         self._start, self._max_bytes = start, max_bytes
+        self._threads = threading.RLock() if lock is None else lock
         self._pid = os.getpid()
         self._closed = True
         previous = _open.get(self.path)
         if previous is not None:
             previous.close()
         begin = start()
-        self._lock = mending.lock(self.path)
+        self._lock = mending.lock(self.path)  # against other processes
         try:
             self._index, self._file, self._head = mending.open_end(self.path)
             self._size = os.fstat(self._file).st_size
@@ -90,16 +102,17 @@ class Ledger:
 
     def step(self, evidence: Evidence, decision: Decision) -> None:
         """Record a step of the guard."""
-        self._step = decision.step
         fields = {
             "step": decision.step,
             "evidence": lines.evidence_data(evidence),
             "decision": lines.decision_data(decision),
         }
-        self._append("step", fields, lines.encode_step)
-        most = _MOST_WAITING if self._refusing else FLUSH_LINES
-        if len(self._waiting) >= most or time.monotonic() - self._written >= FLUSH_SECONDS:
-            self.flush()
+        with self._threads:
+            self._step = decision.step
+            self._append("step", fields, lines.encode_step)
+            most = _MOST_WAITING if self._refusing else FLUSH_LINES
+            if len(self._waiting) >= most or time.monotonic() - self._written >= FLUSH_SECONDS:
+                self.flush()
 
     def note(self, subject: str, data: Any) -> None:
         """Record something for the reader, on which nothing is decided.
@@ -108,15 +121,17 @@ class Ledger:
             subject: what it is, such as ``"refinement"``.
             data: JSON data.
         """
-        self._append("note", {"subject": subject, "data": data})
+        with self._threads:
+            self._append("note", {"subject": subject, "data": data})
 
     def seam(self, reason: str) -> None:
         """Record that the steps to come start from the guard's present state, not from the last line."""
-        if self._waiting and self._waiting[-1][0] == "seam":
-            self._waiting.pop()  # nothing was decided from there
-        begin = self._start()
-        self._step = begin["state"]["step"]
-        self._append("seam", {"reason": reason, "lost": self.lost, **begin})
+        with self._threads:
+            if self._waiting and self._waiting[-1][0] == "seam":
+                self._waiting.pop()  # nothing was decided from there
+            begin = self._start()
+            self._step = begin["state"]["step"]
+            self._append("seam", {"reason": reason, "lost": self.lost, **begin})
 
     def flush(self, *, sync: bool = False) -> None:
         """Write the lines that wait.
@@ -124,9 +139,13 @@ class Ledger:
         Args:
             sync: return only when the disk has them, so that they survive a power cut.
         """
-        if self._closed or os.getpid() != self._pid:  # a forked child writes nothing of its parent's
+        if os.getpid() != self._pid:  # a forked child writes nothing of its parent's
             return
-        if not (self._waiting or sync):
+        with self._threads:
+            self._flush(sync)
+
+    def _flush(self, sync: bool) -> None:
+        if self._closed or not (self._waiting or sync):
             return
         self._written = time.monotonic()
         if self._size >= self._max_bytes:
@@ -147,7 +166,13 @@ class Ledger:
 
     def close(self) -> None:
         """Write what waits and the closing line. Does nothing when already closed."""
-        if self._closed or os.getpid() != self._pid:
+        if os.getpid() != self._pid:
+            return
+        with self._threads:
+            self._close()
+
+    def _close(self) -> None:
+        if self._closed:
             return
         self._append("end", {"step": self._step, "lost": self.lost})
         self.flush(sync=True)

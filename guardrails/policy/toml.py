@@ -26,7 +26,7 @@ def load(path: str | Path, *, allow_imports: bool = False) -> Guard:
     """Return the guard that a policy file describes; see `Guard.from_toml`."""
     source = Path(path)
     try:
-        text = source.read_text(encoding="utf-8")
+        text = source.read_text(encoding="utf-8-sig")
         data = tomllib.loads(text)
     except OSError as error:
         raise ConfigurationError(f"The policy {source} cannot be read: {error.strerror}.") from error

@@ -23,6 +23,10 @@ _LONGEST_WAIT = 8.0
 """Seconds between two attempts at most, unless the server asks for more."""
 
 
+_THOUGHT, _THOUGHT_OVER = "<think>", "</think>"
+"""What a reasoning model thinks stands between these, where the server has no parser for it."""
+
+
 class _UnusableError(Exception):
     """An answer came, but no correction can be read from it."""
 
@@ -174,16 +178,30 @@ class Call:
         choice = choices[0] if isinstance(choices, list) and choices else None
         text = getattr(getattr(choice, "message", None), "content", None)
         ended = getattr(choice, "finish_reason", None)
-        if ended in ("length", "content_filter"):
+        if ended in ("length", "content_filter", "tool_calls"):
             raise _RefusedError(f"an answer was ended by '{ended}'")
         if not isinstance(text, str):
             raise _UnusableError("an answer held no text")
-        return text
+        return text if _THOUGHT in completion else _without_thoughts(text)
 
     def _described(self, error: Exception) -> str:
         if isinstance(error, asyncio.TimeoutError):
             return f"no answer within {self._refiner.timeout:g} s"
         return f"{type(error).__name__}: {error}"[:500]
+
+
+def _without_thoughts(text: str) -> str:
+    """Return an answer without what a reasoning model thought before it, where the server leaves that in.
+
+    Raises:
+        _RefusedError: if it holds nothing else.
+    """
+    if not text.lstrip().startswith(_THOUGHT):
+        return text
+    _, ended, answer = text.partition(_THOUGHT_OVER)
+    if not ended:
+        raise _RefusedError("an answer held thoughts alone")
+    return answer.lstrip()
 
 
 def _hopeless(error: Exception) -> bool:

@@ -166,9 +166,8 @@ class GuardrailsCallback(AttachedCallback):
         host, loss, _ = self._live
         metrics = kwargs["metrics"]
         found = {name: float(metrics[key]) for name, key in self._evaluated.items() if key in metrics}
-        reported = {key for key in metrics if key.startswith(EVALUATION)}
-        if reported:  # else it is an evaluation under another prefix, such as one on the training rows
-            self._reported = (self._reported or set()) | reported
+        if _is_scheduled(host.trainer, metrics):  # else one of the user's, such as one on the training rows
+            self._reported = (self._reported or set()) | {key for key in metrics if key.startswith(EVALUATION)}
         if found:
             values = torch.tensor(list(found.values()), dtype=torch.float64)
             agreed = dict(zip(found, loss.rows.agree(host, values), strict=True))
@@ -194,6 +193,14 @@ class GuardrailsCallback(AttachedCallback):
     def _log(self, original: Callable[..., Any], logs: dict[str, float], *args: Any, **kwargs: Any) -> Any:
         """Add the means of what was decided since the last time to the host's log of its training."""
         return original(self._averages.join(logs), *args, **kwargs)
+
+
+def _is_scheduled(trainer: Any, metrics: Mapping[str, Any]) -> bool:
+    """Whether these are the metrics of an evaluation that the host itself asks for, by the prefix of their times."""
+    data = getattr(trainer, "eval_dataset", None)
+    prefixes = [f"{EVALUATION}{name}_" for name in data] if isinstance(data, dict) else [EVALUATION]
+    timed = [key for key in metrics if key.endswith("_runtime")]
+    return not timed or any(f"{prefix}runtime" in timed for prefix in prefixes)
 
 
 def _idle(guard: Guard, found: Mapping[str, Source], drives: Mapping[str, str]) -> set[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -68,7 +68,7 @@ class Forward:
         return _WithLogits(found, _finite(self._hidden), logits)
 
 
-class _WithLogits:
+class _WithLogits(Mapping[Any, Any]):
     """A model's outputs, and the logits that it did not compute, made when a cost asks for them."""
 
     def __init__(self, outputs: ModelOutput, hidden: Tensor, logits: Callable[[Tensor], Tensor]) -> None:
@@ -79,6 +79,15 @@ class _WithLogits:
 
     def __getitem__(self, key: Any) -> Any:
         return self.logits if key == "logits" else self._outputs[key]
+
+    def __contains__(self, key: object) -> bool:
+        return key in list(self)  # Mapping would make the logits to find out
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*self._outputs, "logits"])
+
+    def __len__(self) -> int:
+        return len(self._outputs) + 1
 
     @cached_property
     def logits(self) -> Tensor:
@@ -100,6 +109,8 @@ class _FiniteGradient(torch.autograd.Function):
 def _finite(values: Any) -> Any:
     if type(values) in (tuple, list):  # such as the hidden states of all layers
         return type(values)(map(_finite, values))
+    if isinstance(values, tuple) and hasattr(values, "_fields"):
+        return type(values)(*map(_finite, values))
     wanted = isinstance(values, Tensor) and values.requires_grad
     return _FiniteGradient.apply(values) if wanted else values  # type: ignore[no-untyped-call]
 
@@ -112,6 +123,6 @@ def _filtered(outputs: Any) -> Any:
         return copied
     if isinstance(outputs, dict):
         return {key: _finite(value) for key, value in outputs.items()}
-    if isinstance(outputs, (tuple, list)):
+    if isinstance(outputs, (tuple, list)) and not hasattr(outputs, "_fields"):
         return tuple(map(_finite, outputs))
     return _finite(outputs)

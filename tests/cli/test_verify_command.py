@@ -1,11 +1,14 @@
 import json
+import subprocess
+import sys
 
 import pytest
 from typer.testing import CliRunner
 
-from guardrails import Constraint, Guard, Rollout
+from guardrails import ConfigurationError, Constraint, Guard, Rollout
 from guardrails.cli import app
 from guardrails.ledger import lines, read
+from guardrails.ledger import verify as verified
 from guardrails.schedulers import DualAscent
 
 
@@ -34,6 +37,20 @@ def test_a_sound_run_is_exit_code_0_and_its_head_is_printed(path):
         assert f"head: {head}" in out
     assert verify(path, "--expect", head.upper())[0] == 0
     assert verify(path, "--expect", "0" * 64)[0] == 1
+
+
+@pytest.mark.parametrize("head", ["", "9f3c", "z" * 64])
+def test_an_expected_head_that_is_none_is_an_error_and_no_pass(path, head):
+    with pytest.raises(ConfigurationError, match="64 hexadecimal digits"):
+        verified(path, expect=head)
+    done = subprocess.run(
+        [sys.executable, "-m", "guardrails", "verify", path, "--expect", head],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert "64 hexadecimal digits" in done.stderr
 
 
 def test_an_altered_run_is_exit_code_1_and_says_where(path):

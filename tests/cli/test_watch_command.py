@@ -80,6 +80,19 @@ def test_what_is_written_later_and_elsewhere_is_read_until_the_end(tmp_path):
     assert "ended" in printed(watch)
 
 
+def test_a_cost_that_a_step_did_not_measure_is_shown_as_it_was_last(tmp_path):
+    guard = Guard(Constraint("toxicity", limit=0.5), Constraint("wrong", limit=0.5))
+    with guard.record(tmp_path / "ledger.jsonl"):
+        guard.step(Rollout(costs={"toxicity": [0.125], "wrong": None}))
+        guard.step(Rollout(costs={"toxicity": None, "wrong": [0.75]}))
+    watch = Watch(tmp_path)
+    watch.poll()
+    text = printed(watch)
+    assert "0.125" in text
+    assert "0.75" in text
+    assert "nan" not in text
+
+
 def test_gates_dials_and_failures_are_told(tmp_path):
     class Moody(CompetenceMetric):
         name = "moody"
@@ -183,6 +196,11 @@ def test_an_altered_line_ends_the_watch_with_exit_code_1(guard, tmp_path):
     done = subprocess.run([*WATCH, tmp_path], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "ALTERED: ledger.jsonl, line 3 is damaged or was altered" in done.stderr
+    done = subprocess.run([*WATCH, tmp_path, "--json"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert last["ok"] is False
+    assert "line 3 is damaged" in last["error"]
 
 
 def test_no_ledger_and_one_that_vanishes_are_sentences(guard, tmp_path):

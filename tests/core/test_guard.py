@@ -224,3 +224,11 @@ def test_a_state_that_is_no_mapping_is_refused():
 def test_fixed_strength_ignores_the_cost():
     guard = Guard(Constraint("c", limit=1.0, scheduler=Fixed(0.3)))
     assert guard.step(Rollout(costs={"c": [50.0]})).multipliers == {"c": 0.3}
+
+
+@pytest.mark.parametrize("rollout", [{"cost": [1.0]}, None, [1.0]])
+def test_a_step_on_something_else_than_a_rollout_is_refused(rollout):
+    guard = Guard(Constraint("cost", limit=1.0))
+    with pytest.raises(RolloutError, match="takes a Rollout"):
+        guard.step(rollout)
+    assert guard.state_dict()["step"] == 0

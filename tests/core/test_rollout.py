@@ -41,7 +41,28 @@ def test_torch_columns_of_any_dtype_become_float64(dtype):
     np.testing.assert_array_equal(column, [1.0, 2.0, 3.0])
 
 
-@pytest.mark.parametrize("values", [[[0.0, 1.0]], 3.0, ["high"]])
+def test_what_is_masked_was_not_measured():
+    column = Rollout(costs={"c": np.ma.array([0, 1, 0], mask=[True, False, True])}).cost("c")
+    np.testing.assert_array_equal(column, [np.nan, 1.0, np.nan])
+
+
+@pytest.mark.parametrize("costs", [[0.0, 1.0], "cost", 3])
+def test_costs_that_are_no_columns_by_name_are_refused(costs):
+    with pytest.raises(RolloutError, match="give a column for each name"):
+        Rollout(costs=costs)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [[0.0, 1.0]],
+        3.0,
+        ["high"],
+        [10**400],
+        [torch.tensor(1.0, requires_grad=True)],
+        torch.tensor([1.0]).to_sparse(),
+    ],
+)
 def test_a_column_that_is_not_one_number_per_row_is_refused(values):
     with pytest.raises(RolloutError, match="Column 'rewards'"):
         Rollout(rewards=values)

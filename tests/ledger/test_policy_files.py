@@ -295,6 +295,12 @@ def test_a_mistake_is_named_with_file_line_and_key(tmp_path, old, new, line, mes
     assert f"line {line}" in str(caught.value)
 
 
+def test_a_file_of_an_editor_that_marks_its_encoding_is_read(tmp_path):
+    path = tmp_path / "policy.toml"
+    path.write_text('[constraints."größe"]\r\nlimit = 0.5\r\n', encoding="utf-8-sig")
+    assert Guard.from_toml(path).constraints[0].name == "größe"
+
+
 def test_a_file_that_is_not_there_or_no_text_is_named(tmp_path):
     with pytest.raises(ConfigurationError, match=r"nowhere.toml cannot be read: No such file"):
         Guard.from_toml(tmp_path / "nowhere.toml")

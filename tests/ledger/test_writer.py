@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -361,3 +362,24 @@ def test_a_copy_of_a_guard_that_records_records_nothing_and_leaves_the_ledger_al
     assert verify(path).steps == 2
     with pytest.raises(TypeError, match="one writer"):
         copy.copy(ledger)
+
+
+def test_a_checkpoint_of_another_thread_breaks_no_chain(path):
+    guard = Guard(Constraint("cost", limit=1.0))
+    over = threading.Event()
+
+    def save():
+        while not over.is_set():
+            state = guard.state_dict()
+            assert state["step"] >= 0
+
+    saving = threading.Thread(target=save)
+    with guard.record(path):
+        saving.start()
+        for _ in range(400):
+            guard.step(Rollout(costs={"cost": [0.5]}))
+        over.set()
+        saving.join()
+    found = verify(path)
+    assert found.ok
+    assert (found.steps, found.lost) == (400, 0)

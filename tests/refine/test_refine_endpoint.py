@@ -34,7 +34,7 @@ def no_proxy(monkeypatch):
 
 def refiner(server, **settings):
     quick = {"timeout": 1.0, "budget": 10.0, "retries": 0, "backoff": 0.01, "failures": 1000}
-    return EndpointRefiner(server.url, "m", prompt="{completion}", **(quick | settings))
+    return EndpointRefiner(server.url, "m", **({"prompt": "{completion}"} | quick | settings))
 
 
 def ask(refiner, *completions):
@@ -203,6 +203,16 @@ def test_a_prompt_function_that_raises_costs_its_row_alone(server):
 def test_white_space_around_an_answer_is_that_of_the_completion(server):
     own = EndpointRefiner(server.url, "m", prompt="ANSWER: {completion}\n")
     assert ask(own, "one\n", "two") == ["one\n", "two"]
+
+
+def test_what_a_reasoning_model_thinks_is_no_part_of_its_answer(server):
+    own = refiner(server, prompt=lambda prompt, completion: prompt, failures=1)
+    thoughts = ["ANSWER:<think>hm, 7</think>\n\n7", "ANSWER:<think>hm", "ANSWER:seven <think>"]
+    assert own.refine(thoughts, ["8", "8", "8"]) == ["7", None, "seven <think>"]
+    assert (own.tally.answered, own.tally.failed) == (2, 1)
+    assert "thoughts alone" in own.tally.error
+    kept = "ANSWER:<think>a</think>7"
+    assert own.refine([kept], ["<think>b</think>8"]) == ["<think>a</think>7"]
 
 
 def test_what_is_filled_in_is_not_searched_for_fields(server):

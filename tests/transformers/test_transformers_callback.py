@@ -2,6 +2,7 @@
 
 import json
 import logging
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -189,11 +190,12 @@ def test_a_metric_that_no_evaluation_reports_stops_the_training(tmp_path):
     assert trainer.state.global_step == 2
 
 
-def test_a_users_evaluation_under_another_prefix_is_not_taken_for_one_that_lacks_the_metric(tmp_path):
+@pytest.mark.parametrize("prefix", ["train", "eval_train"])
+def test_a_users_evaluation_under_another_prefix_is_not_taken_for_one_that_lacks_the_metric(tmp_path, prefix):
     class OnTrainingRows(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
             if state.global_step == 1:
-                trainer.evaluate(trainer.train_dataset, metric_key_prefix="train")
+                trainer.evaluate(trainer.train_dataset, metric_key_prefix=prefix)
 
     part = Constraint("gap", limit=0.1, cost="eval_wrong")
     trainer, guard = evaluated(tmp_path, part, drives={"gap": "args.max_grad_norm"})
@@ -579,6 +581,11 @@ def test_costs_of_any_precision_and_kind_are_taken(tmp_path, caplog):
     assert all(value.isfinite().all() for value in weights(trainer).values())
 
 
+class Output(NamedTuple):
+    loss: torch.Tensor
+    logits: torch.Tensor
+
+
 class Bare(nn.Module):
     def __init__(self):
         super().__init__()
@@ -587,6 +594,19 @@ class Bare(nn.Module):
     def forward(self, features, labels=None):
         logits = self.layer(features)
         return nn.functional.cross_entropy(logits, labels), logits
+
+
+def test_a_model_that_returns_a_named_tuple_gives_costs_its_names(tmp_path):
+    class Named(Bare):
+        def forward(self, features, labels=None):
+            return Output(*super().forward(features, labels))
+
+    cost = Constraint(
+        "c", limit=0.1, cost=lambda outputs, inputs: outputs.logits.softmax(-1)[:, 1], scheduler=Fixed(2.0)
+    )
+    trainer, _ = guarded(tmp_path, cost, model=Named(), max_steps=4)
+    trainer.train()
+    assert len(logged(trainer, "guardrails/c/cost")) == 4
 
 
 def test_a_model_that_returns_a_tuple_is_served(tmp_path):

@@ -141,6 +141,9 @@ def test_logits_that_a_host_does_not_compute_are_those_of_its_model(model, tmp_p
     seen = []
 
     def cost(outputs, inputs):
+        assert "logits" in outputs
+        assert outputs.get("nothing", 3) == 3
+        assert dict(outputs)["logits"] is outputs.get("logits") is outputs.logits
         seen.append((outputs.logits, outputs["logits"], inputs["input_ids"], outputs.log_probs))
         return outputs.logits.mean((1, 2))
 
