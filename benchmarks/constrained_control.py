@@ -327,7 +327,7 @@ def _chosen(name, steps, done):
         if of:
             returns, costs = ([run[key] for run in of] for key in ("return", "cost"))
             lines.append(f"| {value:g} | {len(of)} | {_spread(returns, 0)} | {_spread(costs, 1)} |")
-    return lines
+    return lines if len(lines) > 4 else []
 
 
 def _curves(shown):
