@@ -364,22 +364,42 @@ def test_a_copy_of_a_guard_that_records_records_nothing_and_leaves_the_ledger_al
         copy.copy(ledger)
 
 
-def test_a_checkpoint_of_another_thread_breaks_no_chain(path):
+@pytest.mark.parametrize(
+    "meddle",
+    [
+        lambda guard: guard.state_dict(),
+        lambda guard: guard.ledger.flush(),
+        lambda guard: guard.ledger.note("a note", 1),
+        lambda guard: guard.ledger.seam("resumed"),
+    ],
+    ids=["state_dict", "flush", "note", "seam"],
+)
+def test_threads_break_no_chain_and_do_not_wait_for_each_other_for_ever(path, meddle):
     guard = Guard(Constraint("cost", limit=1.0))
     over = threading.Event()
+    ledger = guard.record(path)
 
-    def save():
-        while not over.is_set():
-            state = guard.state_dict()
-            assert state["step"] >= 0
-
-    saving = threading.Thread(target=save)
-    with guard.record(path):
-        saving.start()
-        for _ in range(400):
+    def train():
+        for _ in range(1500):
             guard.step(Rollout(costs={"cost": [0.5]}))
         over.set()
-        saving.join()
+
+    def disturb():
+        while not over.is_set():
+            meddle(guard)
+
+    threads = [threading.Thread(target=each, daemon=True) for each in (train, disturb)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=60)
+    finally:
+        sys.setswitchinterval(interval)
+    assert not any(thread.is_alive() for thread in threads)
+    ledger.close()
     found = verify(path)
     assert found.ok
-    assert (found.steps, found.lost) == (400, 0)
+    assert (found.steps, found.lost) == (1500, 0)
