@@ -83,7 +83,7 @@ def scheduler(algorithm, arm):
     return {
         # PPO's gains are low: where λ grows before the hopper has learned to stand, it learns to fall, which is a way
         # of being slow. Its rewards are normalised, so a λ of 0.1 is much. With SAC a step earns about 1 + its speed;
-        # all its hoppers fall for most of 100,000 steps, guarded or not, and they stand sooner where λ starts strict.
+        # its hoppers fall for most of 100,000 steps, guarded or not, and their cost falls sooner where λ starts strict.
         ("ppo", "pid"): Margin(PID(kp=0.01, ki=0.001, kd=0.001), 0.2),
         ("ppo", "augmented lagrangian"): Margin(AugmentedLagrangian(0.01, learning_rate=0.001), 0.2),
         ("sac", "pid"): Margin(PID(kp=0.5, ki=0.02, kd=0.0, initial=1.0), 0.3),

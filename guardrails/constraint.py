@@ -45,11 +45,10 @@ class Constraint:
         limit: d ≥ 0, in the cost's own unit; or ``gate.between(tight, loose)``, and the limit moves with
             the gate's level from the stricter value to the other.
         cost: where a row's cost comes from. For TRL a function with the signature of a reward
-            function, or several, whose values are summed; for Stable-Baselines3 a key of ``info`` or
-            a function ``info -> float``, summed over the episode; for transformers a function of a batch's
-            outputs and inputs, or the name of an evaluation's metric (``"eval_loss"``); for GRPO and
-            RLOO also ``"kl"``. ``None`` reads the key or column
-            that bears the constraint's name.
+            function, or several, whose values are summed, and for GRPO and RLOO also ``"kl"``; for
+            Stable-Baselines3 a key of ``info`` or a function ``info -> float``, summed over the episode;
+            for transformers a function of a batch's outputs and inputs, or the name of an evaluation's
+            metric (``"eval_loss"``). ``None`` reads the key or column that bears the constraint's name.
         scheduler: how the multiplier follows the violation: an instance, or the name of a built-in or
             plug-in scheduler, which is then made with its defaults. Default `PID()`.
         sense: ``"<="`` for an upper limit, ``">="`` for a lower one, ``"=="`` for a target to be held

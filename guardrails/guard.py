@@ -304,8 +304,8 @@ class Guard:
         may call `state_dict` meanwhile: it waits.
 
         Args:
-            rollout: the globally reduced rows of one step of the host. With no rows nothing changes
-                but the number of the step.
+            rollout: the globally reduced rows of one step of the host. With no rows nothing changes but the number
+                of the step.
 
         Raises:
             RolloutError: if a constraint's cost column is missing, or this is no `Rollout`; nothing was updated.

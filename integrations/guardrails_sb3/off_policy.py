@@ -66,7 +66,7 @@ class OffPolicyGuard(BaseCallback):
         self._released = self._told = False
 
     def overlays(self) -> dict[str, Callable[..., Any]]:
-        """Return the methods of the model that have to be replaced: none, for the critic follows their parts."""
+        """Return the methods of the model that have to be replaced: none. Hooks and `ReplaySaving` do it."""
         return {}
 
     def install(self) -> None:

@@ -403,3 +403,50 @@ def test_threads_break_no_chain_and_do_not_wait_for_each_other_for_ever(path, me
     found = verify(path)
     assert found.ok
     assert (found.steps, found.lost) == (1500, 0)
+
+
+@pytest.mark.parametrize(
+    ("meddle", "noted"),
+    [(lambda guard: guard.ledger.flush(), []), (lambda guard: guard.ledger.note("a note", 1), ["note"])],
+    ids=["flush", "note"],
+)
+def test_what_arrives_while_lines_are_written_waits_for_the_next_writing(path, meddle, noted, monkeypatch):
+    guard = new()
+    ledger = guard.record(path)
+    writing, write = threading.Event(), writer.Ledger._write
+
+    def slow(self, data):
+        writing.set()
+        time.sleep(0.3)
+        write(self, data)
+
+    steps(guard, 3)
+    monkeypatch.setattr(writer.Ledger, "_write", slow)
+    training = threading.Thread(target=guard.state_dict)
+    training.start()
+    assert writing.wait(10)
+    meddle(guard)
+    training.join()
+    ledger.close()
+    assert kinds(path) == ["header", "step", "step", "step", *noted, "end"]
+    assert verify(path).ok
+
+
+class Slow(DualAscent):
+    begun = threading.Event()
+
+    def update(self, state, violation):
+        self.begun.set()
+        time.sleep(0.3)
+        return super().update(state, violation)
+
+
+def test_a_state_taken_by_another_thread_is_of_one_step():
+    guard = Guard(*(Constraint(name, limit=1.0, scheduler=Slow(0.5)) for name in ("first", "second")))
+    Slow.begun.clear()
+    training = threading.Thread(target=guard.step, args=(Rollout(costs={"first": [2.0], "second": [2.0]}),))
+    training.start()
+    assert Slow.begun.wait(10)
+    state = guard.state_dict()
+    training.join()
+    assert (state["step"], [part["multiplier"] for part in state["constraints"].values()]) == (1, [0.5, 0.5])
