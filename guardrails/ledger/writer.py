@@ -50,26 +50,22 @@ class Ledger:
     Args:
         path: the first file. What is there already is continued, with a seam.
         start: returns the fields of a header as they are now.
+        lock: held while something is recorded or written. It is the guard's own: ``start`` asks the guard, and with
+            two locks threads could wait for each other for ever.
         max_bytes: a file that has grown so large is followed by another, ``<name>.1.jsonl`` and so on.
-        lock: held while something is recorded or written; the guard's own, since ``start`` asks the guard.
 
     Raises:
         LedgerError: if the file cannot be opened, is in use by another process, or is no ledger.
     """
 
     def __init__(
-        self,
-        path: str | Path,
-        start: Callable[[], dict[str, Any]],
-        *,
-        max_bytes: int = 1 << 28,
-        lock: threading.RLock | None = None,
+        self, path: str | Path, start: Callable[[], dict[str, Any]], *, lock: threading.RLock, max_bytes: int = 1 << 28
     ) -> None:
         self.path = Path(path).absolute()
         self.lost = 0
         """Steps that could not be written and are missing from the ledger."""
         self._start, self._max_bytes = start, max_bytes
-        self._threads = threading.RLock() if lock is None else lock
+        self._threads = lock
         self._pid = os.getpid()
         self._closed = True
         previous = _open.get(self.path)
