@@ -127,7 +127,7 @@ def test_a_narrower_set_lies_within_a_wider_one_which_leaves_its_actions_alone(k
     nearness=st.sampled_from([1.0, 0.1, 0.0]),
     spoilt=st.sampled_from([0.0, np.nan, np.inf, -np.inf]),
 )
-def test_what_a_set_finds_inside_is_finite_and_comes_back_as_it_was(kind, seed, share, nearness, spoilt):
+def test_what_a_set_holds_in_less_time_is_finite_and_what_it_projects_to(kind, seed, share, nearness, spoilt):
     make, widest = SETS[kind]
     discrete = kind[0] == "discrete"
     part, where, actions = make(share * widest), situation(seed, discrete), drawn(seed, discrete)
@@ -135,20 +135,31 @@ def test_what_a_set_finds_inside_is_finite_and_comes_back_as_it_was(kind, seed, 
         where.fresh[:] = seed % 2
         actions = where.previous + np.float32(nearness) * (actions - where.previous)
         actions[seed % ROWS, 0] += np.float32(spoilt)
-    if part.holds(actions, where, part.in_force({})):
-        assert np.isfinite(actions).all()
-        assert np.array_equal(project(part, actions, where), actions)
+    before = actions.copy()
+    held = part.held(actions, where, part.in_force({}))
+    assert np.array_equal(actions, before, equal_nan=not discrete)
+    if held is None:
+        return
+    found, changed = held
+    assert np.isfinite(found).all()
+    assert found.dtype == actions.dtype
+    assert np.array_equal(project(part, actions, where), found)
+    if changed is None:
+        assert found is actions
+    else:
+        assert changed == (found != actions).any(axis=1).tolist()
+        assert any(changed)
 
 
-def test_a_box_and_a_rate_limit_find_few_actions_inside_that_are():
+def test_a_box_and_a_rate_limit_hold_few_actions_in_less_time():
     for seed in range(50):
         where, actions = situation(seed, discrete=False), drawn(seed, discrete=False)
         where.fresh[:] = False
         box, rate = ActionBox(0.6), RateLimit([0.1, 0.2, 0.3])
-        assert box.holds(project(box, actions, where), where, {"scale": 0.6})
-        assert not box.holds(HIGH[None].repeat(ROWS, 0), where, {"scale": 0.6})
-        assert rate.holds(where.previous, where, {})
-        assert not rate.holds(where.previous + np.float32(0.25), where, {})
+        assert box.held(project(box, actions, where), where, {"scale": 0.6})[1] is None
+        assert box.held(HIGH[None].repeat(ROWS, 0), where, {"scale": 0.6})[1] == [True] * ROWS
+        assert rate.held(where.previous, where, {})[1] is None
+        assert rate.held(where.previous + np.float32(0.25), where, {}) is None
 
 
 def test_what_a_rate_limit_as_the_actions_round_it_would_cut_is_not_found_inside():
@@ -157,25 +168,25 @@ def test_what_a_rate_limit_as_the_actions_round_it_would_cut_is_not_found_inside
     end = project(rate, np.ones((1, 1), np.float32), where)
     beyond = np.nextafter(end, np.float32(1.0))
     assert beyond - where.previous.astype(np.float64) <= 0.7
-    assert rate.holds(end, where, {"max_change": 0.7})
-    assert not rate.holds(beyond, where, {"max_change": 0.7})
+    assert rate.held(end, where, {"max_change": 0.7})
+    assert rate.held(beyond, where, {"max_change": 0.7}) is None
 
 
 @pytest.mark.parametrize("spoilt", [np.nan, np.inf, -np.inf])
-def test_one_number_that_is_not_finite_is_not_found_inside(spoilt):
+def test_one_number_that_is_not_finite_is_left_to_arrays(spoilt):
     where = situation(0, discrete=False)
     where.fresh[:], where.previous = False, np.tile((LOW + HIGH) / 2.0, (ROWS, 1))
     actions = where.previous.copy()
     for part, widths in ((ActionBox(0.5), {"scale": 0.5}), (RateLimit(0.1), {"max_change": 0.1})):
-        assert part.holds(actions, where, widths)
+        assert part.held(actions, where, widths)[1] is None
         actions[1, 2] = spoilt
-        assert not part.holds(actions, where, widths)
+        assert part.held(actions, where, widths) is None
         actions[:] = where.previous
 
 
 def test_many_actions_are_left_to_arrays():
     where = situation(0, discrete=False)
-    assert not ActionBox(1.0).holds(where.previous.repeat(11, axis=0), where, {"scale": 1.0})
+    assert ActionBox(1.0).held(where.previous.repeat(11, axis=0), where, {"scale": 1.0}) is None
 
 
 WHOLE = sorted(set(SETS) - {("continuous", "nominal box"), ("continuous", "off-centre box"), ("continuous", "rate")})

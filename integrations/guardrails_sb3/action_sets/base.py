@@ -17,6 +17,9 @@ from guardrails.schedulers.base import check_number
 
 Array = npt.NDArray[Any]
 BoolArray = npt.NDArray[np.bool_]
+Held = tuple[Array, list[bool] | None]
+"""Finite actions inside a set, and whether each row was changed; None, and the array that was given, if none was."""
+
 Observations = Any
 """Rows of observations: an array, or one array per key."""
 
@@ -155,12 +158,12 @@ class SafeSet(ActionSet):
             widths: each of `widths` as the number in force.
         """
 
-    def holds(self, actions: Array, situation: Situation, widths: Mapping[str, float]) -> bool:
-        """Whether all ``actions`` are found to be finite and inside, so that `project` need not be asked.
+    def held(self, actions: Array, situation: Situation, widths: Mapping[str, float]) -> Held | None:
+        """Return what `project` would, found in less time, where that is possible and every action finite; else None.
 
-        False may mean that this takes no less time than `project`; arguments are the same.
+        Arguments are the same; the laws of `project` hold.
         """
-        return False
+        return None
 
     def bounded(self, space: spaces.Space[Any]) -> None:
         """Raise AttachError unless ``space`` is a box with finite bounds."""

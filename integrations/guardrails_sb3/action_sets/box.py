@@ -11,7 +11,7 @@ from gymnasium import spaces
 from guardrails import AttachError, ConfigurationError
 from guardrails.competence import Between
 from guardrails.schedulers.base import check_number
-from guardrails_sb3.action_sets.base import Array, Bounds, SafeSet, Situation, few, row
+from guardrails_sb3.action_sets.base import Array, Bounds, Held, SafeSet, Situation, few, row
 
 Nominal = Callable[[Any], Any]
 
@@ -102,16 +102,16 @@ class ActionBox(SafeSet):
         projected: Array = np.minimum(np.maximum(actions, low), high)
         return projected
 
-    def holds(self, actions: Array, situation: Situation, widths: Mapping[str, float]) -> bool:
-        """Whether all are found inside a box that stands still."""
+    def held(self, actions: Array, situation: Situation, widths: Mapping[str, float]) -> Held | None:
+        """Return ``actions`` clipped to a box that stands still."""
         if self.observes or not few(actions):
-            return False
-        _, _, _, _, lows, highs = self._still(situation, widths["scale"])
-        for action in actions.tolist():
-            for value, low, high in zip(action, lows, highs, strict=True):
-                if not low <= value <= high:  # NaN is not, either
-                    return False
-        return True
+            return None
+        box, rows = self._still(situation, widths["scale"]), actions.tolist()
+        for action in rows:
+            for value, low, high in zip(action, box.lows, box.highs, strict=True):
+                if not low <= value <= high:
+                    return _clipped(rows, box, actions.dtype)
+        return actions, None
 
     def _still(self, situation: Situation, scale: float) -> _Still:
         """Return a box whose centre does not move, kept from the last call."""
@@ -129,3 +129,17 @@ class ActionBox(SafeSet):
         function, observations = cast("Nominal", self.centre), situation.observations
         nominal = [self.answer(function, row(observations, index)) for index in range(situation.n_rows)]
         return np.clip(self.actions(nominal, bounds.centre), bounds.low, bounds.high)
+
+
+def _clipped(rows: list[list[float]], box: _Still, dtype: Any) -> Held | None:
+    """Return ``rows``, clipped in place, as an array, and whether each was changed; None if a number is not finite."""
+    changed = []
+    for action in rows:
+        moved = False
+        for at, (value, low, high) in enumerate(zip(action, box.lows, box.highs, strict=True)):
+            if not low <= value <= high:
+                if value - value != 0.0:  # infinite, or NaN
+                    return None
+                action[at], moved = low if value < low else high, True
+        changed.append(moved)
+    return np.array(rows, dtype=dtype), changed

@@ -117,8 +117,11 @@ class Enforcement:
             widths = self._widths[index]
             if self._asking and part.needs_environment and situation.call is None:
                 continue
-            if part.holds(actions, situation, widths):
+            if (held := part.held(actions, situation, widths)) is not None:
                 finite = True
+                actions, moved = held
+                if moved is not None:
+                    changed[index] = moved
                 continue
             projected = part.project(actions, situation, widths)
             # Bytes are compared several times faster than numbers; where they differ the numbers decide.
@@ -159,11 +162,10 @@ class Enforcement:
 
     def _count(self, memory: Memory, infos: Sequence[dict[str, Any]]) -> None:
         for row, info in enumerate(infos):
-            which = tuple(index for index, rows in memory.changed.items() if rows[row])
-            if not which:
+            if not (which := tuple([index for index, rows in memory.changed.items() if rows[row]])):
                 info.update(self._untouched)
                 continue
-            info.update(self._touched(which))
+            info.update(self._told.get(which) or self._touched(which))
             counts = memory.counts[row]
             for index in (*which, -1):
                 counts[index] += 1
@@ -171,9 +173,8 @@ class Enforcement:
 
     def _touched(self, which: tuple[int, ...]) -> dict[str, float]:
         """Return what an ``info`` is told of a step whose action these sets changed; kept from call to call."""
-        if which not in self._told:
-            changed = {INTERVENTIONS, *(self.keys[index] for index in which)}
-            self._told[which] = {key: float(key in changed) for key in self._untouched}
+        changed = {INTERVENTIONS, *(self.keys[index] for index in which)}
+        self._told[which] = {key: float(key in changed) for key in self._untouched}
         return self._told[which]
 
     def tensors(self, memory: Memory) -> dict[str, Array]:

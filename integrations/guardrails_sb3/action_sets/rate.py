@@ -11,7 +11,7 @@ from gymnasium import spaces
 from guardrails import AttachError
 from guardrails.competence import Between
 from guardrails.schedulers.base import check_number
-from guardrails_sb3.action_sets.base import Array, SafeSet, Situation, columns, few
+from guardrails_sb3.action_sets.base import Array, Held, SafeSet, Situation, columns, few
 
 
 class RateLimit(SafeSet):
@@ -68,16 +68,16 @@ class RateLimit(SafeSet):
             limited = np.where(columns(situation.fresh, actions), actions, limited)
         return limited
 
-    def holds(self, actions: Array, situation: Situation, widths: Mapping[str, float]) -> bool:
-        """Whether none is found to have changed by more, which a first action may as well."""
+    def held(self, actions: Array, situation: Situation, widths: Mapping[str, float]) -> Held | None:
+        """Return ``actions`` if none is found to have changed by more, which a first action may as well."""
         if not few(actions):
-            return False
+            return None
         limits = self._limits(actions, widths)
         for row, before in zip(actions.tolist(), situation.previous.tolist(), strict=True):
             for value, last, limit in zip(row, before, limits, strict=True):
                 if not -limit <= value - last <= limit:  # NaN is not, either
-                    return False
-        return True
+                    return None
+        return actions, None
 
     def _limits(self, actions: Array, widths: Mapping[str, float]) -> list[float]:
         """Return the limit of each dimension, as ``actions`` round it, kept from the last call."""
