@@ -168,7 +168,7 @@ def test_what_a_rate_limit_as_the_actions_round_it_would_cut_is_not_found_inside
     end = project(rate, np.ones((1, 1), np.float32), where)
     beyond = np.nextafter(end, np.float32(1.0))
     assert beyond - where.previous.astype(np.float64) <= 0.7
-    assert rate.held(end, where, {"max_change": 0.7})
+    assert rate.held(end, where, {"max_change": 0.7})[1] is None
     assert rate.held(beyond, where, {"max_change": 0.7}) is None
 
 

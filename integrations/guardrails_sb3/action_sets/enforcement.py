@@ -162,10 +162,11 @@ class Enforcement:
 
     def _count(self, memory: Memory, infos: Sequence[dict[str, Any]]) -> None:
         for row, info in enumerate(infos):
-            if not (which := tuple([index for index, rows in memory.changed.items() if rows[row]])):
+            which = tuple(index for index, rows in memory.changed.items() if rows[row])
+            if not which:
                 info.update(self._untouched)
                 continue
-            info.update(self._told.get(which) or self._touched(which))
+            info.update(self._touched(which))
             counts = memory.counts[row]
             for index in (*which, -1):
                 counts[index] += 1
@@ -173,8 +174,9 @@ class Enforcement:
 
     def _touched(self, which: tuple[int, ...]) -> dict[str, float]:
         """Return what an ``info`` is told of a step whose action these sets changed; kept from call to call."""
-        changed = {INTERVENTIONS, *(self.keys[index] for index in which)}
-        self._told[which] = {key: float(key in changed) for key in self._untouched}
+        if which not in self._told:
+            changed = {INTERVENTIONS, *(self.keys[index] for index in which)}
+            self._told[which] = {key: float(key in changed) for key in self._untouched}
         return self._told[which]
 
     def tensors(self, memory: Memory) -> dict[str, Array]:
