@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+_LONGEST = 500
+"""Characters of a foreign error's message that are told: it is repeated in decisions, ledgers and logs."""
+
 
 class GuardrailsError(Exception):
     """Base of every error this package raises on purpose."""
@@ -29,3 +32,13 @@ class PluginError(GuardrailsError):
 
 class LedgerError(GuardrailsError):
     """A ledger cannot be opened, read, verified or replayed: damaged, altered, foreign, newer, or in use."""
+
+
+def told(error: BaseException) -> str:
+    """Return an error as a sentence has it, ``"ValueError: why"``, whatever its message is: cut short, or missing."""
+    try:
+        text = str(error)
+    except Exception:
+        text = "its message cannot be shown"
+    cut = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+    return f"{type(error).__name__}: {cut}"

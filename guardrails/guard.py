@@ -15,6 +15,7 @@ from guardrails.action_set import ActionSet
 from guardrails.competence import gates as gating
 from guardrails.competence.between import Between
 from guardrails.constraint import PENALTY, Constraint
+from guardrails.controllers import Controllers
 from guardrails.decision import ConstraintDecision, Decision, GateDecision, Reason, Verdict
 from guardrails.errors import AttachError, ConfigurationError, RolloutError
 from guardrails.evidence import CostEvidence, Evidence
@@ -39,7 +40,8 @@ class Guard:
             gates that they follow come along by themselves.
 
     Raises:
-        ConfigurationError: if there is no part, a part of an unknown kind, two of one name, or two refinements.
+        ConfigurationError: if there is no part, a part of an unknown kind, two of one name, or two refinements; or a
+            scheduler begins with a strength that is no number ≥ 0.
 
     Example:
         >>> guard = Guard(Constraint("toxicity", limit=0.05))
@@ -55,8 +57,7 @@ class Guard:
         self._steering, self._widths = found.steering, found.widths
         self._gate_states = {name: gate.init() for name, gate in self._gates.items()}
         self._constraints = self._in_force()
-        self._states: dict[str, Any] = {name: part.controller.init() for name, part in self._declared.items()}
-        self._strengths = {name: part.controller.strength(self._states[name]) for name, part in self._declared.items()}
+        self._controllers = Controllers(self._declared.values())
         self._step = 0
         self._decision: Decision | None = None
         self._costs: dict[str, FloatArray] = {}
@@ -146,7 +147,7 @@ class Guard:
     def multipliers(self) -> dict[str, float]:
         """Multiplier λ in force of each constraint, also before the first step."""
         penalty = self._penalty
-        return {name: strength * penalty for name, strength in self._strengths.items()}
+        return {name: strength * penalty for name, strength in self._controllers.strengths.items()}
 
     @property
     def dials(self) -> dict[str, float]:
@@ -175,6 +176,9 @@ class Guard:
             AttachError: naming the first metric and column that the host cannot serve.
         """
         gating.check_columns(self._gates.values(), provided, host)
+
+    def _multiplier(self, name: str) -> float:
+        return self._controllers.strengths[name] * self._penalty
 
     @property
     def _penalty(self) -> float:
@@ -292,10 +296,7 @@ class Guard:
         """
         part = self._constraints[name]
         violation = part.violation(cost) / part.violation_scale
-        state = self._states[name]
-        term = part.controller.penalty(state, violation)
-        raised = self._strengths[name] - part.controller.strength(state)
-        return (term + raised * violation if raised > 0.0 else term) * self._penalty
+        return self._controllers.penalty(part, violation) * self._penalty
 
     def step(self, rollout: Rollout) -> Decision:
         """Update the gates on ``rollout``, measure each constraint against the limit then in force, and say why.
@@ -313,9 +314,10 @@ class Guard:
         if not isinstance(rollout, Rollout):
             raise RolloutError(f"Guard.step takes a Rollout(costs={{...}}), not {type(rollout).__name__}.")
         with self._lock:
-            evidence = self.reduce(rollout)
+            costs = {name: self._column(part, rollout) for name, part in self._declared.items()}
+            evidence = self._reduce(costs, rollout)
             decision = self.decide(evidence)
-            self._costs = {name: self._column(part, rollout) for name, part in self._declared.items()}
+            self._costs = costs
             if self._ledger is not None:
                 self._ledger.step(evidence, decision)
         for reason in decision.reasons:
@@ -332,7 +334,10 @@ class Guard:
         Raises:
             RolloutError: if a constraint's cost column is missing.
         """
-        costs = {name: part.reduce(self._column(part, rollout)) for name, part in self._declared.items()}
+        return self._reduce({name: self._column(part, rollout) for name, part in self._declared.items()}, rollout)
+
+    def _reduce(self, columns: Mapping[str, FloatArray], rollout: Rollout) -> Evidence:
+        costs = {name: part.reduce(columns[name]) for name, part in self._declared.items()}
         return Evidence(rollout.n_rows, costs, gating.reduce(self._gates, self._gate_states, rollout))
 
     def _column(self, part: Constraint, rollout: Rollout) -> FloatArray:
@@ -362,13 +367,14 @@ class Guard:
     ) -> ConstraintDecision:
         name, cost = part.name, part.mean(evidence, n_rows)
         if math.isnan(cost):
-            found = "costs" if n_rows else "rows"
-            reasons.append(Reason(name, "empty", f"no {found} in this step, λ stays {before:.4g}"))
-            return ConstraintDecision(name, math.nan, part.bound, math.nan, before)
+            found, after = "costs" if n_rows else "rows", self._multiplier(name)
+            course = f"stays {after:.4g}" if after == before else f"{before:.4g} → {after:.4g} with its penalty dial"
+            reasons.append(Reason(name, "empty", f"no {found} in this step, λ {course}"))
+            return ConstraintDecision(name, math.nan, part.bound, math.nan, after)
         violation = part.violation(cost)
         scaled = min(max(violation / part.violation_scale, -_LARGEST), _LARGEST)
-        self._strengths[name], failure = self._update(part, scaled)
-        after = self._strengths[name] * self._penalty
+        failure = self._controllers.update(part, scaled)
+        after = self._multiplier(name)
         if failure:
             reasons.append(Reason(name, "failed", failure))
         if evidence.invalid_rows:
@@ -379,20 +385,6 @@ class Guard:
         text = f"mean cost {cost:.4g} is {relation} {part.bound:.4g}, λ {before:.4g} → {after:.4g}"
         reasons.append(Reason(name, verdict, text))
         return ConstraintDecision(name, cost, part.bound, violation, after, evidence.invalid_rows)
-
-    def _update(self, part: Constraint, violation: float) -> tuple[float, str]:
-        """Return the new multiplier and, if the scheduler failed, what was done instead."""
-        before = self._strengths[part.name]
-        try:
-            state, after = part.controller.update(self._states[part.name], violation)
-            problem = "" if math.isfinite(after) and after >= 0.0 else f"returned a strength of {after!r}"
-        except Exception as error:
-            state, after, problem = None, math.nan, f"raised {type(error).__name__}: {error}"
-        if not problem:
-            self._states[part.name] = state
-            return float(after), ""
-        text = f"{type(part.controller).__name__} {problem}; λ held or raised by the violation instead"
-        return before + max(0.0, violation), text
 
     def state_dict(self) -> dict[str, Any]:
         """Return all mutable state as JSON data: schema version, step, and the state of each scheduler and gate.
@@ -408,14 +400,7 @@ class Guard:
         return {
             "schema": saved.SCHEMA,
             "step": self._step,
-            "constraints": {
-                name: {
-                    "scheduler": type(part.controller).__name__,
-                    "multiplier": self._strengths[name],
-                    "state": part.controller.dump(self._states[name]),
-                }
-                for name, part in self._constraints.items()
-            },
+            "constraints": {name: self._controllers.dump(part) for name, part in self._constraints.items()},
             "gates": {name: gate.dump(self._gate_states[name]) for name, gate in self._gates.items()},
         }
 
@@ -427,9 +412,10 @@ class Guard:
                 schedulers or gates, or is damaged.
         """
         with self._lock:
-            step, strengths, states = saved.parse(self._constraints, data)
+            step, controlled = saved.parse(self._constraints, data)
             self._gate_states = gating.load(self._gates, data.get("gates", {}))
-            self._step, self._strengths, self._states = step, strengths, states
+            self._step = step
+            self._controllers.load(controlled)
             self._constraints = self._in_force()
             self._decision, self._costs = None, {}
             if self._ledger is not None:

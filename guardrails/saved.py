@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from guardrails.constraint import Constraint
 from guardrails.errors import StateError
@@ -14,10 +14,22 @@ SCHEMA = 1
 """Version of what `Guard.state_dict` writes."""
 
 
-def parse(
-    constraints: Mapping[str, Constraint], data: Mapping[str, Any]
-) -> tuple[int, dict[str, float], dict[str, Any]]:
-    """Return step, strengths and scheduler states that `Guard.state_dict` wrote for ``constraints``.
+class Controlled(NamedTuple):
+    """What was saved of a constraint.
+
+    Args:
+        strength: λ in force.
+        raised: what of λ was added in the stead of a scheduler that failed.
+        state: of the scheduler.
+    """
+
+    strength: float
+    raised: float
+    state: Any
+
+
+def parse(constraints: Mapping[str, Constraint], data: Mapping[str, Any]) -> tuple[int, dict[str, Controlled]]:
+    """Return the step, and by constraint what `Guard.state_dict` wrote.
 
     Raises:
         StateError: if the state is newer than this package, belongs to other constraints or schedulers,
@@ -35,8 +47,7 @@ def parse(
     if not isinstance(step, int) or isinstance(step, bool) or step < 0 or not isinstance(saved, Mapping):
         raise StateError("This Guard state is damaged: 'step' or 'constraints' is missing or not valid.")
     _same_names(constraints, saved)
-    strengths: dict[str, float] = {}
-    states: dict[str, Any] = {}
+    found: dict[str, Controlled] = {}
     for name, part in constraints.items():
         entry, expected = saved[name], type(part.controller).__name__
         if not isinstance(entry, Mapping) or not {"scheduler", "multiplier", "state"} <= set(entry):
@@ -48,15 +59,17 @@ def parse(
                 f"Constraint '{name}' was saved with {entry['scheduler']}, but this guard uses {expected}. "
                 f"Give the constraint scheduler={entry['scheduler']}(...) to resume that run."
             )
-        multiplier = entry["multiplier"]
-        number = isinstance(multiplier, (int, float)) and not isinstance(multiplier, bool)
-        if not number or not 0.0 <= multiplier <= sys.float_info.max:
-            raise StateError(
-                f"The saved multiplier of constraint '{name}' is {multiplier!r:.60}; it must be finite and ≥ 0."
-            )
-        strengths[name] = float(multiplier)
-        states[name] = part.controller.load(entry["state"])
-    return step, strengths, states
+        strength = _number(name, "multiplier", entry["multiplier"])
+        raised = _number(name, "raised", entry.get("raised", 0.0))
+        found[name] = Controlled(strength, raised, part.controller.load(entry["state"]))
+    return step, found
+
+
+def _number(name: str, key: str, value: Any) -> float:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0.0 <= value <= sys.float_info.max:
+        raise StateError(f"The saved {key} of constraint '{name}' is {value!r:.60}; it must be finite and ≥ 0.")
+    return float(value)
 
 
 def _same_names(own: Iterable[str], saved: Iterable[str]) -> None:

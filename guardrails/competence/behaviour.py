@@ -49,9 +49,10 @@ class FailureAvoidance(CompetenceMetric):
         self.requires = frozenset({"infos" if cost is None else cost})
 
     def measure(self, rollout: Rollout) -> FloatArray:
-        """Return 0 for rows that failed; a cost that is NaN is a failure."""
+        """Return 0 for rows that failed; a cost that is not finite is a failure."""
         if self.cost is not None:
-            return (rollout.cost(self.cost) <= self.level).astype(np.float64)
+            cost = rollout.cost(self.cost)
+            return (np.isfinite(cost) & (cost <= self.level)).astype(np.float64)
         failed = self.failed
         infos = column(rollout, "infos")
         return np.array([not (failed(info) if callable(failed) else info[failed]) for info in infos], np.float64)
@@ -61,7 +62,7 @@ class ActionVariance(CompetenceMetric):
     """score = 1 - Var(actions) / (range / 2)², averaged over action dimensions: 1 for a steady policy.
 
     (range / 2)² is the largest variance that actions within the range can have. A row's variance is
-    over its own time steps, in the host's trajectory.
+    over its own T time steps, in the host's trajectory, with T - 1 as divisor; a single step has none and scores 0.
 
     Args:
         low: lower end of the actions' range.
@@ -86,7 +87,9 @@ class ActionVariance(CompetenceMetric):
 
     def _variance(self, actions: Any) -> float:
         within = np.clip(np.asarray(actions, dtype=np.float64), self.low, self.high)
-        return float(((within - self.low) / (self.high - self.low)).var(axis=0).mean())
+        if len(within) < 2:
+            return 0.25  # the largest there can be: nothing shows that it is less
+        return float(((within - self.low) / (self.high - self.low)).var(axis=0, ddof=1).mean())
 
 
 class SubgoalAdherence(CompetenceMetric):

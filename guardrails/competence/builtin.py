@@ -39,10 +39,13 @@ class RewardLevel(CompetenceMetric):
 
 
 class Stability(CompetenceMetric):
-    """score = clip(1 - ((reward - centre) / spread)², 0, 1): its mean is 1 - (variance + [level - mean]₊²) / spread².
+    """score = clip(1 - d² / spread², 0, 1), with d² = (r - centre)² + (r - mean)² / (n - 1) of a reward r.
 
     The centre is the rollout's mean reward, or ``level`` where the mean has fallen below it, so that a
-    downward trend counts against stability as variance does. The mean is the batch's: its rows are not
+    downward trend counts against stability as variance does: the scores' mean is 1 - (variance + [level - mean]₊²) /
+    spread², where none is cut to 0. n is the number of rows; what is divided by n - 1 makes up for a mean that is taken
+    of the very rows it is held against, so that few rows do not look stable. A single one shows no stability and
+    scores 0, unless there is a ``level`` to hold it against. The rows are not
     independent evidence, which is a reason for a gate's ``dwell`` of several batches.
 
     Args:
@@ -51,7 +54,7 @@ class Stability(CompetenceMetric):
 
     Example:
         >>> Stability(spread=2.0).measure(Rollout(rewards=[1.0, 3.0, 2.0]))
-        array([0.75, 0.75, 1.  ])
+        array([0.625, 0.625, 1.   ])
         >>> Stability(spread=2.0, level=3.0).measure(Rollout(rewards=[2.0, 2.0]))
         array([0.75, 0.75])
     """
@@ -68,10 +71,12 @@ class Stability(CompetenceMetric):
         rewards: FloatArray = column(rollout, "rewards")
         if rewards.size == 0:
             return rewards
-        centre = float(rewards.mean())
-        if self.level is not None:
-            centre = max(centre, self.level)
-        return to_unit(1.0 - np.square((rewards - centre) / self.spread))
+        if rewards.size == 1 and self.level is None:
+            return np.zeros(1)
+        mean = float(rewards.mean())
+        centre = mean if self.level is None else max(mean, self.level)
+        own = np.square(rewards - mean) / max(rewards.size - 1, 1)
+        return to_unit(1.0 - (np.square(rewards - centre) + own) / self.spread**2)
 
 
 class ConstraintSatisfaction(CompetenceMetric):
@@ -101,9 +106,10 @@ class ConstraintSatisfaction(CompetenceMetric):
         self.requires = frozenset({cost})
 
     def measure(self, rollout: Rollout) -> FloatArray:
-        """Return 1 for rows within the limit; a cost that is NaN is a violation."""
-        excess = (rollout.cost(self.cost) - self.limit) * (1.0 if self.sense == "<=" else -1.0)
-        excess = np.where(np.isnan(excess), np.inf, excess)
+        """Return 1 for rows within the limit; a cost that is not finite is a violation."""
+        cost = rollout.cost(self.cost)
+        excess = (cost - self.limit) * (1.0 if self.sense == "<=" else -1.0)
+        excess = np.where(np.isfinite(cost), excess, np.inf)
         if self.margin == 0.0:
             return (excess <= 0.0).astype(np.float64)
         scores: FloatArray = np.clip(1.0 - excess / self.margin, 0.0, 1.0)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from guardrails.errors import RolloutError
+from guardrails.errors import RolloutError, told
 from guardrails.rollout import FloatArray, Rollout
 
 _ROUNDING = 1e-6
@@ -73,7 +73,7 @@ def measure(metric: CompetenceMetric, rollout: Rollout, budget_seconds: float | 
     try:
         failure, scores = _checked(metric.measure(rollout), rollout.n_rows)
     except Exception as error:
-        failure, scores = f"raised {type(error).__name__}: {error}", None
+        failure, scores = f"raised {told(error)}", None
     seconds = time.perf_counter() - begun
     if not failure and budget_seconds is not None and seconds > budget_seconds:
         failure = f"took {seconds:.3g} s, over its budget of {budget_seconds:g} s"
@@ -87,6 +87,10 @@ def _checked(values: Any, n_rows: int) -> tuple[str, FloatArray | None]:
         return "returned None instead of scores", None
     if hasattr(values, "detach"):  # a torch tensor, on any device, in any dtype
         values = values.detach().cpu().double().numpy()
+    if np.iscomplexobj(values):
+        return "returned complex numbers", None
+    if isinstance(values, np.ma.MaskedArray):  # what is masked was not scored
+        values = np.ma.filled(values.astype(np.float64), np.nan)
     scores = np.array(values, dtype=np.float64)
     if scores.shape != (n_rows,):
         return f"returned scores of shape {scores.shape} for {n_rows} rows", None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
@@ -76,8 +77,9 @@ def find(run: str | Path) -> Path:
     """
     given = Path(run)
     for path in (given, given / NAME, given / "guardrails" / NAME):
-        if path.is_file():
-            return path
+        with readable(path):
+            if path.is_file():
+                return path
     raise LedgerError(
         f"There is no ledger at {given}. Give the file, or the run's folder with {NAME} or guardrails/{NAME} in it."
     )
@@ -88,11 +90,38 @@ def part(path: Path, index: int) -> Path:
     return path.with_name(f"{path.stem}.{index}{path.suffix}") if index else path
 
 
+@contextlib.contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Make a LedgerError of it if the system does not let ``path`` be read."""
+    try:
+        yield
+    except OSError as error:
+        raise LedgerError(f"The ledger {path} cannot be read: {error.strerror or error}.") from error
+
+
+def continues(path: Path, index: int) -> bool:
+    """Whether the ledger that begins with ``path`` has a file number ``index``: not one that begins another run's."""
+    following = part(path, index)
+    with readable(following):
+        if not following.is_file():
+            return False
+        with following.open("rb") as file:
+            first = file.readline(lines.LONGEST)
+    try:
+        return lines.unseal(first.removesuffix(b"\n"))[0] != lines.START
+    except ValueError:
+        return True  # empty or damaged; what is wrong with it is told when it is read
+
+
 def files(run: str | Path) -> list[Path]:
-    """Return the files of a run's ledger in order; several once it was rotated."""
+    """Return the files of a run's ledger in order; several once it was rotated.
+
+    Raises:
+        LedgerError: if there is none, or one cannot be read.
+    """
     path = find(run)
     found = [path]
-    while part(path, len(found)).is_file():
+    while continues(path, len(found)):
         found.append(part(path, len(found)))
     return found
 
@@ -127,14 +156,16 @@ class Reader:
 
         Raises:
             AlteredError: at the first line that is damaged or not in its place in the chain.
-            LedgerError: at a line of a newer schema.
+            LedgerError: at a line of a newer schema, or if a file cannot be read.
         """
         while True:
             path = part(self._first, self._index)
-            with path.open("rb") as file:
+            with readable(path):
+                opened = path.open("rb")
+            with opened as file:
                 file.seek(self._offset)
                 yield from self._rest(path, file)
-                if not part(self._first, self._index + 1).is_file():
+                if not continues(self._first, self._index + 1):
                     return
                 yield from self._rest(path, file)  # what was written before the next file was begun
             if self.torn:
@@ -142,7 +173,7 @@ class Reader:
             self._index, self._offset, self._number = self._index + 1, 0, 0
 
     def _rest(self, path: Path, file: BinaryIO) -> Iterator[Line]:
-        while raw := file.readline(lines.LONGEST):
+        while raw := self._next(path, file):
             if not raw.endswith(b"\n"):
                 if len(raw) == lines.LONGEST:
                     raise AlteredError(f"{path.name}, line {self._number + 1} is too long: this is no ledger.")
@@ -153,6 +184,10 @@ class Reader:
             self._number += 1
             yield self._line(path, raw[:-1])
         self.torn = 0
+
+    def _next(self, path: Path, file: BinaryIO) -> bytes:
+        with readable(path):
+            return file.readline(lines.LONGEST)
 
     def _line(self, path: Path, raw: bytes) -> Line:
         place = f"{path.name}, line {self._number}"

@@ -14,7 +14,7 @@ from guardrails import policy
 from guardrails.errors import ConfigurationError, GuardrailsError, LedgerError
 from guardrails.guard import Guard
 from guardrails.ledger import header, lines
-from guardrails.ledger.reader import AlteredError, Line, Reader, files
+from guardrails.ledger.reader import AlteredError, Line, Reader, files, readable
 
 
 @dataclass
@@ -62,7 +62,7 @@ def verify(run: str | Path, *, expect: str | None = None, allow_imports: bool = 
         allow_imports: import schedulers that no plug-in lists, which runs the code of their modules.
 
     Raises:
-        LedgerError: if there is no ledger, or one of a newer schema.
+        LedgerError: if there is no ledger, one that cannot be read, or one of a newer schema.
         ConfigurationError: if ``expect`` is no hash of a line, such as an empty text.
     """
     if expect is not None and not re.fullmatch("[0-9a-f]{64}", expect):
@@ -102,8 +102,10 @@ class _Replay:
         self._guard: Guard | None = None
         self._step = 0
         self._environment: Mapping[str, Any] = {}
+        self._policy: Any = None
         self._states: set[tuple[int, str]] = set()
         self._last_kind = ""
+        self._lost_before = self._lost_here = 0
 
     def take(self, line: Line, raw: bytes) -> None:
         """Check one line.
@@ -126,32 +128,51 @@ class _Replay:
             raise AlteredError(f"{line.place}: there is no kind of line called {line.kind!r}.")
 
     def _begin(self, line: Line) -> None:
-        state = line.data.get("state")
+        state, described = line.data.get("state"), line.data.get("policy")
+        missing = self._count_lost(line)
         if self._result.unreplayed:
             return
         try:
-            guard = self._builder.guard(line.data.get("policy"))
+            guard = self._builder.guard(described)
             fresh = _digest(guard.state_dict())
             guard.load_state_dict(state if isinstance(state, Mapping) else {})
         except GuardrailsError as error:
             self._result.unreplayed = f"{line.place}: the guard cannot be built again: {error}"
             return
         own, step = _digest(state), guard.state_dict()["step"]
-        self._note_seam(line, step, own, fresh)
-        self._guard, self._step = guard, step
+        self._note_seam(line, step, own, fresh, missing)
+        if line.kind == "seam" and not _same(described, self._policy):
+            self._result.notes.append(f"{line.place}: the guard's configuration is another from here on")
+        self._guard, self._step, self._policy = guard, step, described
         environment = line.data.get("environment")
         self._environment = environment if isinstance(environment, Mapping) else {}
         if step in self._seam_steps:
             self._states.add((step, own))
 
-    def _note_seam(self, line: Line, step: int, own: str, fresh: str) -> None:
+    def _count_lost(self, line: Line) -> int:
+        """Count the steps that could not be written, of which each process counts its own.
+
+        Returns:
+            How many there are since the last count.
+        """
+        lost, known = _lost(line), self._result.lost
+        if lost < self._lost_here:  # another process
+            self._lost_before += self._lost_here
+        self._lost_here = lost
+        self._result.lost = self._lost_before + lost
+        return self._result.lost - known
+
+    def _note_seam(self, line: Line, step: int, own: str, fresh: str, missing: int) -> None:
         """Say where a seam starts from; a state that nothing here led to is a problem unless lines were lost."""
         notes = self._result.notes
         if line.kind == "header":
             if step:
                 notes.append(f"{line.place}: the record begins at step {step}")
         elif line.data.get("reason") == "lost":
-            self._result.lost = _lost(line)
+            if not missing and step != self._step:
+                raise AlteredError(
+                    f"{line.place}: it goes from step {self._step} to {step} since steps were lost, but counts none."
+                )
             notes.append(f"{line.place}: steps {self._step + 1} to {step} could not be written and are not replayed")
         elif (step, own) in self._states or own == fresh:
             if step != self._step:
@@ -182,7 +203,7 @@ class _Replay:
             self._states.add((decision.step, _digest(self._guard.state_dict())))
 
     def _end(self, line: Line) -> None:
-        self._result.lost = _lost(line)
+        self._count_lost(line)
         if self._guard is not None and not self._result.unreplayed:
             self._same_step(line)
 
@@ -240,7 +261,7 @@ def _seam_steps(found: list[Path]) -> frozenset[int]:
     """Return the steps from which the run was resumed, so that the states there can be kept."""
     steps: set[int] = set()
     for path in found:
-        with path.open("rb") as file:
+        with readable(path), path.open("rb") as file:
             while raw := file.readline(lines.LONGEST):
                 if lines.kind_of(raw) == b"seam":
                     try:

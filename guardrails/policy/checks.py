@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn, TypeVar
 
-from guardrails.errors import ConfigurationError, GuardrailsError
+from guardrails.errors import ConfigurationError, GuardrailsError, told
 
 Place = tuple[str, ...]
 T = TypeVar("T")
@@ -48,6 +48,8 @@ def made(place: Place, table: Mapping[str, Any], make: Callable[[], T]) -> T:
     except (GuardrailsError, TypeError, ValueError) as error:
         named = [key for key in table if re.search(rf"\b{re.escape(key)}\b", str(error))]
         raise PolicyError((*place, *named[:1]), str(error)) from error
+    except Exception as error:  # a third party's constructor may raise anything
+        raise PolicyError(place, told(error)) from error
 
 
 def fail(place: Place, problem: str) -> NoReturn:

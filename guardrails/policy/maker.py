@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from guardrails import plugins
+from guardrails.errors import told
 from guardrails.policy.checks import TEXT, Place, as_table, as_type, fail, found, made, only_keys
 from guardrails.policy.describe import SCHEDULERS
 from guardrails.refine import AllOf, AnyOf, Detector, FunctionRefiner, Not, Predicate, Refiner
@@ -89,9 +90,11 @@ class Maker:
         """Return ``kind(**table)``; a missing argument is of ``place``, a problem without any of ``where``."""
         if not callable(kind):
             fail(where, f"{kind!r} is no class.")
-        parameters = inspect.signature(kind).parameters
-        only_keys(place, table, parameters)
-        for name, parameter in parameters.items():
+        parameters = made(where, {}, lambda: inspect.signature(kind)).parameters.values()
+        named = {each.name: each for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)}
+        if not any(each.kind == each.VAR_KEYWORD for each in parameters):
+            only_keys(place, table, named)
+        for name, parameter in named.items():
             if parameter.default is parameter.empty and name not in table:
                 fail(place, f"{kind.__name__} needs {name} = ....")
         arguments = {name: self.value((*place, name), value) for name, value in table.items()}
@@ -126,5 +129,5 @@ class Maker:
             for name in path.split("."):
                 thing = getattr(thing, name)
         except Exception as error:
-            fail(place, f"'{address}' cannot be imported: {type(error).__name__}: {error}.")
+            fail(place, f"'{address}' cannot be imported: {told(error)}.")
         return thing

@@ -30,6 +30,15 @@ def raises(rollout):
     raise RuntimeError("out of paper")
 
 
+class UnprintableError(Exception):
+    def __str__(self):
+        raise RuntimeError("no text")
+
+
+def raises_unprintable(rollout):
+    raise UnprintableError
+
+
 def sleeps(rollout):
     time.sleep(0.05)
     return [1.0] * ROWS
@@ -37,7 +46,10 @@ def sleeps(rollout):
 
 BAD = {
     "raises": (raises, "raised RuntimeError: out of paper"),
+    "raises without words": (raises_unprintable, "raised UnprintableError: its message cannot be shown"),
     "none": (None, "returned None"),
+    "masked": (np.ma.array(np.ones(4), mask=[True, False, False, True]), "returned NaN in 2 of 4"),
+    "complex": (np.ones(4) + 0j, "returned complex numbers"),
     "nan": ([1.0, math.nan, 1.0, 1.0], "returned NaN in 1 of 4"),
     "none in a row": ([1.0, None, 1.0, 1.0], "returned NaN in 1 of 4"),
     "infinite": ([1.0, math.inf, 1.0, 1.0], "outside"),

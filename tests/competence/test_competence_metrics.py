@@ -78,24 +78,38 @@ def test_reward_level_is_the_share_of_the_way_from_floor_to_reference():
 
 def test_the_mean_of_stability_is_one_minus_the_variance_in_units_of_the_spread():
     rewards = np.array([1.0, 2.0, 4.0, 1.5])
-    assert np.mean(scores(Stability(spread=5.0), rewards=rewards)) == pytest.approx(1.0 - rewards.var() / 25.0)
+    assert np.mean(scores(Stability(spread=5.0), rewards=rewards)) == pytest.approx(1.0 - rewards.var(ddof=1) / 25.0)
+
+
+@pytest.mark.parametrize("n_rows", [2, 3, 8, 64])
+def test_stability_is_the_same_on_average_however_few_rows_a_step_has(n_rows):
+    rng = np.random.default_rng(0)
+    steps = [np.mean(scores(Stability(spread=20.0), rewards=rng.normal(0.0, 5.0, n_rows))) for _ in range(4000)]
+    assert np.mean(steps) == pytest.approx(1.0 - 25.0 / 400.0, abs=0.01)  # three standard errors at two rows: 0.004
+
+
+def test_a_single_row_is_not_stable_by_itself():
+    assert scores(Stability(spread=10.0), rewards=[20.0]) == [0.0]
+    assert scores(Stability(spread=10.0, level=25.0), rewards=[20.0]) == [0.75]
 
 
 def test_a_mean_below_the_level_once_held_counts_as_variance_and_one_above_does_not():
     rewards = np.array([1.0, 2.0, 4.0, 1.0])
     fallen, risen = Stability(spread=5.0, level=3.0), Stability(spread=5.0, level=1.5)
-    assert np.mean(scores(fallen, rewards=rewards)) == pytest.approx(1.0 - (rewards.var() + 1.0) / 25.0)
+    assert np.mean(scores(fallen, rewards=rewards)) == pytest.approx(1.0 - (rewards.var(ddof=1) + 1.0) / 25.0)
     assert scores(risen, rewards=rewards) == scores(Stability(spread=5.0), rewards=rewards)
 
 
-def test_a_cost_that_could_not_be_measured_is_neither_satisfied_nor_free_of_failure():
+@pytest.mark.parametrize("cost", [math.nan, math.inf, -math.inf])
+def test_a_cost_that_could_not_be_measured_is_neither_satisfied_nor_free_of_failure(cost):
     for metric in (
         ConstraintSatisfaction("cost", 25.0),
         ConstraintSatisfaction("cost", 25.0, margin=5.0),
         ConstraintSatisfaction("cost", 25.0, sense=">="),
+        ConstraintSatisfaction("cost", 25.0, sense=">=", margin=5.0),
         FailureAvoidance(cost="cost", level=25.0),
     ):
-        assert scores(metric, costs={"cost": [math.nan]}) == [0.0]
+        assert scores(metric, costs={"cost": [cost]}) == [0.0]
 
 
 def test_a_lower_limit_is_satisfied_from_above():
@@ -113,7 +127,11 @@ def test_a_value_that_is_not_finite_gets_no_score(metric, column, value):
 
 def test_action_variance_is_relative_to_the_range_of_the_actions():
     actions = [[[0.0], [2.0]], [[0.5], [1.5]], [[3.0], [3.0]]]
-    assert scores(ActionVariance(0.0, 2.0), actions=actions) == [0.0, 0.75, 1.0]
+    assert scores(ActionVariance(0.0, 2.0), actions=actions) == [0.0, 0.5, 1.0]
+
+
+def test_the_action_of_a_single_step_shows_no_steadiness():
+    assert scores(ActionVariance(), actions=[[[0.3]], [[0.3], [0.3]]]) == [0.0, 1.0]
 
 
 def test_the_failure_key_must_be_there():

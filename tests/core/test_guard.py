@@ -8,7 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guardrails import AttachError, ConfigurationError, Constraint, Guard, Rollout, RolloutError, StateError
+from guardrails import (
+    AttachError,
+    CompetenceMetric,
+    ConfigurationError,
+    Constraint,
+    Dial,
+    Gate,
+    Guard,
+    Require,
+    Rollout,
+    RolloutError,
+    StateError,
+)
+from guardrails.competence import RewardLevel
 from guardrails.schedulers import PID, AugmentedLagrangian, ConstraintScheduler, DualAscent, Fixed
 
 
@@ -105,6 +118,122 @@ def test_a_failing_scheduler_never_loosens(result, caplog):
     assert decision.multipliers["c"] == 3.0
     assert any(reason.verdict == "failed" for reason in decision.reasons)
     assert "Broken" in caplog.text
+
+
+class Fragile(Broken):
+    """Adds up violations, and raises at one above 1."""
+
+    def __init__(self):
+        pass
+
+    def update(self, state, violation):
+        if violation > 1.0:
+            raise OverflowError("beyond the table")
+        strength = max(0.0, state.multiplier + violation)
+        return BrokenState(strength), strength
+
+
+def test_a_scheduler_that_works_again_takes_back_nothing_that_was_raised_in_its_stead():
+    guard = Guard(Constraint("c", limit=1.0, scheduler=Fragile()))
+    costs = [4.0, 4.0, 1.5, 1.0, 0.5, 1.0]  # the sum of the violations is what a sound one would have, plus 1 at first
+    found = [guard.step(Rollout(costs={"c": [cost]})).multipliers["c"] for cost in costs]
+    assert found[:4] == [4.0, 7.0, 7.5, 7.5]
+    assert found[4] == 7.5 - 2 * 0.5  # both fade while the cost is within its limit
+    assert found[5] == found[4]
+    other = Guard(Constraint("c", limit=1.0, scheduler=Fragile()))
+    other.load_state_dict(json.loads(json.dumps(guard.state_dict())))
+    assert other.penalty("c", 3.0) == guard.penalty("c", 3.0) == 2.0 * found[5]
+    for cost in (4.0, 1.2, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0):
+        rows = Rollout(costs={"c": [cost]})
+        assert other.step(rows).multipliers == guard.step(rows).multipliers
+    assert "raised" in guard.state_dict()["constraints"]["c"]
+    for _ in range(4):
+        guard.step(Rollout(costs={"c": [0.0]}))
+    assert guard.multipliers["c"] == 0.0
+    assert "raised" not in guard.state_dict()["constraints"]["c"]
+
+
+@pytest.mark.parametrize("raised", [-1.0, math.nan, "1", True])
+def test_what_was_raised_is_read_back_only_if_it_is_a_number(raised):
+    guard = Guard(Constraint("c", limit=1.0))
+    state = guard.state_dict()
+    state["constraints"]["c"]["raised"] = raised
+    with pytest.raises(StateError, match="raised"):
+        guard.load_state_dict(state)
+
+
+class Begins(Broken):
+    """Begins with a strength of its argument."""
+
+    def init(self):
+        return BrokenState(self.result)
+
+
+@pytest.mark.parametrize("strength", [-0.5, math.nan, math.inf])
+def test_a_scheduler_that_begins_with_no_multiplier_is_refused(strength):
+    with pytest.raises(ConfigurationError, match=r"'c': its scheduler .* begins with a strength of"):
+        Guard(Constraint("c", limit=1.0, scheduler=Begins(strength)))
+
+
+class Stateless(Broken):
+    """Returns a strength and no state."""
+
+    def update(self, state, violation):
+        return None, 5.0
+
+
+def test_a_scheduler_that_returns_no_state_failed():
+    guard = Guard(Constraint("c", limit=1.0, scheduler=Stateless(0.0)))
+    decision = guard.step(Rollout(costs={"c": [3.0]}))
+    assert decision.multipliers["c"] == 3.0
+    assert "returned None instead of a BrokenState" in str(decision.reasons)
+    guard.state_dict()
+    assert guard.penalty("c", 2.0) == 3.0
+
+
+class UnprintableError(Exception):
+    def __str__(self):
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize(
+    ("error", "text"), [(UnprintableError(), "cannot be shown"), (ValueError("x" * 10**6), "x" * 100)]
+)
+def test_an_error_of_any_message_stops_no_training_and_fills_no_ledger(error, text):
+    guard = Guard(Constraint("c", limit=1.0, scheduler=Broken(error)))
+    reasons = str(guard.step(Rollout(costs={"c": [3.0]})).reasons)
+    assert text in reasons
+    assert len(reasons) < 2000
+
+
+def test_a_step_without_costs_shows_the_multiplier_that_its_penalty_dial_makes():
+    gate = Gate(Require(RewardLevel(1.0), at_least=0.9), rungs=1, fall="floor")
+    guard = Guard(Constraint("c", limit=1.0, scheduler=Fixed(4.0)), Dial("penalty", gate.between(1.0, 0.25)))
+    for _ in range(4):
+        guard.step(Rollout(rewards=np.ones(64), costs={"c": np.zeros(64)}))
+    assert guard.multipliers["c"] == 1.0
+    decision = guard.step(Rollout(rewards=np.zeros(64), costs={"c": None}))
+    assert decision.multipliers == guard.multipliers == {"c": 4.0}
+    assert "λ 1 → 4 with its penalty dial" in decision.explain()
+
+
+class Meddler(CompetenceMetric):
+    """Writes into what it is given."""
+
+    name = "meddler"
+    requires = frozenset({"rewards"})
+
+    def measure(self, rollout):
+        rollout.costs.pop("c")
+        return [0.0] * rollout.n_rows
+
+
+def test_a_metric_that_takes_costs_away_changes_nothing():
+    gate = Gate(Require(Meddler(), at_least=0.9))
+    guard = Guard(Constraint("c", limit=1.0, scheduler=DualAscent(1.0)), Dial("penalty", gate.between(1.0, 0.25)))
+    decision = guard.step(Rollout(rewards=[1.0, 1.0], costs={"c": [3.0, 5.0]}))
+    assert decision.constraints["c"].cost == 4.0
+    assert guard.sanitised("c").tolist() == [3.0, 5.0]
 
 
 class BrokenLater(AugmentedLagrangian):

@@ -19,7 +19,7 @@ LAYERS = [
     {"errors"},
     {"rollout", "decision", "evidence"},
     {"schedulers", "competence", "refine", "critic"},
-    {"constraint", "action_set", "refinement", "parts", "saved", "guard"},
+    {"constraint", "action_set", "refinement", "parts", "saved", "controllers", "guard"},
     {"plugins", "policy", "ledger", "report", "watch", "doctor", "testing"},
     {"cli", "__main__"},
 ]
