@@ -340,3 +340,36 @@ def test_parts_keep_their_order_and_the_state_stays_out_of_the_file():
     assert list(describe(guard)["constraints"]) == ["b", "a"]
     guard.step(Rollout(costs={"a": [5.0], "b": [5.0]}, kl=[0.1]))
     assert guard.to_toml() == before
+
+
+class Keywords(DualAscent):
+    """A scheduler that passes keyword arguments on."""
+
+    def __init__(self, rate: float = 0.5, *rest: float, **more: float) -> None:
+        super().__init__(rate)
+        self.rest, self.more = rest, more
+
+
+class Unlicensed(DualAscent):
+    """A scheduler that cannot be made here."""
+
+    def __init__(self) -> None:
+        raise RuntimeError("no licence")
+
+
+def test_a_class_with_arguments_of_any_name_can_stand_in_a_file(tmp_path):
+    entry = f'scheduler = {{ name = "{__name__}:Keywords", rate = 0.25, kappa = 2.0 }}'
+    guard = load(tmp_path, POLICY.replace('scheduler = "nupi"', entry), allow_imports=True)
+    scheduler = next(part for part in guard.constraints if part.name == "longest answer").controller
+    assert scheduler.more == {"kappa": 2.0}
+    plain = f'scheduler = "{__name__}:Keywords"'
+    load(tmp_path, POLICY.replace('scheduler = "nupi"', plain), allow_imports=True)
+
+
+@pytest.mark.parametrize(
+    ("address", "message"), [(f"{__name__}:Unlicensed", "RuntimeError: no licence"), ("builtins:int", "no signature")]
+)
+def test_whatever_a_class_raises_is_told_with_file_and_line(tmp_path, address, message):
+    text = POLICY.replace('scheduler = "nupi"', f'scheduler = "{address}"')
+    with pytest.raises(ConfigurationError, match=rf"line 18: .*{message}"):
+        load(tmp_path, text, allow_imports=True)

@@ -1,12 +1,13 @@
 import json
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from random_guards import guards, rollout
 
-from guardrails import Constraint, Decision, Guard, Rollout
+from guardrails import Constraint, Decision, Guard, LedgerError, Rollout
 from guardrails.ledger import AlteredError, lines, read, verify
 from guardrails.ledger.lines import (
     decision_data,
@@ -184,6 +185,50 @@ def test_the_frame_of_a_rewritten_chain_is_checked_and_never_a_crash(tmp_path, k
     assert problem in verify(tmp_path).problem
     rechained(path, lambda each, data: data | (fields if each == kind else {"decision": {}} if each == "step" else {}))
     assert "line 2" in verify(tmp_path).problem
+
+
+def test_a_run_that_goes_on_with_another_configuration_says_so(tmp_path):
+    record(tmp_path, 2.0, 2.0)
+    first = Guard(Constraint("c", limit=1.0))
+    for limit in (1.0, 100.0, 100.0, 1.0):
+        guard = Guard(Constraint("c", limit=limit))
+        guard.load_state_dict(first.state_dict())
+        with guard.record(tmp_path / "ledger.jsonl"):
+            guard.step(Rollout(costs={"c": [2.0]}))
+    found = verify(tmp_path)
+    assert found.ok
+    told = [note.split(":")[0] for note in found.notes if "configuration is another" in note]
+    seams = [f"ledger.jsonl, line {line.number}" for line in read(tmp_path) if line.kind == "seam"]
+    assert told == [seams[0], seams[1], seams[3]]  # the record's own guard has another scheduler
+
+
+@pytest.mark.parametrize(("step", "counted", "problem"), [(2, 2, ""), (2, 0, "counts none"), (900, 0, "counts none")])
+def test_a_seam_behind_lost_steps_has_to_count_them(tmp_path, step, counted, problem):
+    path = record(tmp_path, 2.0, 2.0)
+    header, *_, last, _ = read(path)
+    start = {key: value for key, value in header.data.items() if key not in ("kind", "time", "prev", "hash")}
+    start["state"] = start["state"] | {"step": last.data["step"] + step}
+    end = {"kind": "end", "time": 0, "step": last.data["step"] + step, "lost": counted}
+    seam = {"kind": "seam", "time": 0, "reason": "lost", "lost": counted, **start}
+    kept = path.read_bytes().splitlines(keepends=True)[:-1]
+    head = last.hash
+    for each in (seam, end):
+        raw, head = seal(encode(each), head)
+        kept.append(raw)
+    path.write_bytes(b"".join(kept))
+    found = verify(tmp_path)
+    assert problem in found.problem
+    assert found.ok is not bool(problem)
+    if not problem:
+        assert found.lost == counted
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").is_file(), reason="needs a file that is there and cannot be read")
+def test_a_ledger_that_cannot_be_read_is_no_altered_one():
+    for ask in (verify, lambda run: list(read(run))):
+        with pytest.raises(LedgerError, match="/proc/self/mem cannot be read") as caught:
+            ask("/proc/self/mem")
+        assert not isinstance(caught.value, AlteredError)
 
 
 @pytest.mark.parametrize("decision", [None, 3, {"reasons": [1]}, {"reasons": [["c", "failed", "x"]], "gates": 1}])

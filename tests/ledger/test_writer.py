@@ -1,4 +1,5 @@
 import copy
+import errno
 import gc
 import json
 import logging
@@ -270,6 +271,50 @@ def test_a_deleted_ledger_is_reported_and_training_goes_on(path, caplog):
     assert "it was deleted" in caplog.text
     assert guard.ledger.lost == 130
     assert guard.multipliers["c"] == pytest.approx(130 * 0.5)
+
+
+def test_runs_whose_names_look_like_parts_of_one_another_stay_apart(tmp_path):
+    for name, most in (("seed", 1 << 28), ("seed.1", 1 << 28), ("seed", 500)):  # the first, continued, cannot rotate
+        guard = new()
+        with guard.record(tmp_path / f"{name}.jsonl", max_bytes=most):
+            steps(guard, 3)
+    assert verify(tmp_path / "seed.jsonl").ok
+    assert verify(tmp_path / "seed.jsonl").steps == 6
+    assert verify(tmp_path / "seed.1.jsonl").ok
+    assert verify(tmp_path / "seed.1.jsonl").steps == 3
+    assert kinds(tmp_path / "seed.1.jsonl") == ["header", "step", "step", "step", "end"]
+
+
+def test_steps_that_each_process_lost_are_added_up(path, monkeypatch):
+    monkeypatch.setattr(writer, "_MOST_WAITING", 5)
+    monkeypatch.setattr(writer, "FLUSH_LINES", 1)
+    state, full = new().state_dict(), []
+    write = writer.Ledger._write
+
+    def refuse(ledger, data):
+        if full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(ledger, data)
+
+    monkeypatch.setattr(writer.Ledger, "_write", refuse)
+    counts = []
+    for _ in range(3):
+        guard = new()
+        guard.load_state_dict(state)
+        guard.record(path)
+        steps(guard, 2)
+        full.append(True)
+        steps(guard, 7)
+        full.clear()
+        steps(guard, 2)
+        state = guard.state_dict()
+        guard.ledger.close()
+        counts.append(guard.ledger.lost)
+        assert verify(path).lost == sum(counts)
+    assert all(counts)
+    found = verify(path)
+    assert found.ok
+    assert found.steps + found.lost == 33
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
