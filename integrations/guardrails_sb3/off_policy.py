@@ -7,6 +7,7 @@ its own.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -66,8 +67,16 @@ class OffPolicyGuard(BaseCallback):
         self._released = self._told = False
 
     def overlays(self) -> dict[str, Callable[..., Any]]:
-        """Return the methods of the model that have to be replaced: none. Hooks and `ReplaySaving` do it."""
-        return {}
+        """Return the methods of the model that have to be replaced: ``train``, since no hook tells when it ends."""
+        return {} if self.critic is None else {"train": self._within(self.critic, self._host.train)}
+
+    def _within(self, critic: ReplayCritic, original: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(original)
+        def train(*args: Any, **kwargs: Any) -> None:
+            with critic.training():
+                original(*args, **kwargs)
+
+        return train
 
     def install(self) -> None:
         """Put hooks into the host's networks and follow its replay buffer."""
@@ -118,10 +127,6 @@ class OffPolicyGuard(BaseCallback):
     def _on_rollout_start(self) -> None:
         if not self._released and self.critic is not None:
             self.critic.collecting()
-
-    def _on_training_end(self) -> None:
-        if self.critic is not None:
-            self.critic.rest()
 
     def _on_step(self) -> bool:
         if self._released:

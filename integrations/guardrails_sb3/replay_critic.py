@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,7 @@ class ReplayCritic:
         self._signs = np.array([-1.0 if part.sense == ">=" else 1.0 for part in constraints])
         self._scales = np.array([part.violation_scale for part in constraints])
         self._worst = self._scales.copy()
+        self._training = False
         self._batch: tuple[Any, torch.Tensor] | None = None
         self._seen: tuple[Any, FloatArray] | None = None
         self.host = HostCritic(model, guard, settings, horizon)
@@ -142,20 +143,23 @@ class ReplayCritic:
 
     def start(self) -> None:
         """Note that ``learn`` begins: a ``train`` that an exception has cut short is not checked any more."""
-        self._batch = None
         self._updates = (seams.updates(self._model), self._seams.learned, self._seams.acted)
 
-    def rest(self) -> None:
-        """Note that ``learn`` is over: who asks the host's networks from now on is not its ``train``."""
-        self._batch = None
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Return the context of the host's ``train``; what is sampled and asked elsewhere is not its."""
+        self._training = True
+        try:
+            yield
+        finally:
+            self._training, self._batch = False, None
 
     def collecting(self) -> None:
-        """Note that the host leaves ``train``, and check that the critic was with it there.
+        """Check that the critic was with the host in its last ``train``.
 
         Raises:
             AttachError: if the host took a gradient step that was not seen here.
         """
-        self._batch = None
         if self._model.replay_buffer is not self._column.buffer:
             self.adopt()
         before, learned, acted = self._updates
@@ -216,7 +220,8 @@ class ReplayCritic:
         return self._bounded(np.array([[read(info) for read in self._readers] for info in infos], dtype=np.float64))
 
     def _sampled(self, samples: Any, costs: torch.Tensor) -> None:
-        self._batch = samples, costs
+        if self._training:
+            self._batch = samples, costs
 
     def _learn(self, next_actions: torch.Tensor) -> None:
         if self._batch is None:
