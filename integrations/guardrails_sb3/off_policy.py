@@ -19,7 +19,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from guardrails import Guard, StateError
+from guardrails import Guard, Rollout, StateError
 from guardrails_sb3 import seams
 from guardrails_sb3.costs import Episodes, cost_reader
 from guardrails_sb3.critic_dual import CriticDual
@@ -142,6 +142,8 @@ class OffPolicyGuard(BaseCallback):
             self._trajectories.add(steps, dones[None])
         if self.critic is not None:
             self.critic.step(infos, costs, dones, self.locals["buffer_actions"])
+        if self._host.num_timesteps <= self._host.learning_starts and dones.any():
+            self._take()  # acted at random
         # A callback that stops ``learn`` here leaves the host with the earlier of these.
         self._follows = (seams.last_observations(self._host), self.locals["new_obs"])
         return True
@@ -162,11 +164,13 @@ class OffPolicyGuard(BaseCallback):
             self._judge_episodes()
         self._endless.look(self._episodes.lengths)
 
-    def _judge_episodes(self) -> None:
+    def _take(self) -> tuple[Rollout, dict[str, float]]:
+        """Return the episodes that have ended since the last call, and metrics of the critic."""
         missed, metrics = (None, {}) if self.critic is None else self.critic.take()
-        rollout = self._episodes.take(missed, **self._trajectories.take())
-        if self._host.num_timesteps <= self._host.learning_starts:
-            return
+        return self._episodes.take(missed, **self._trajectories.take()), metrics
+
+    def _judge_episodes(self) -> None:
+        rollout, metrics = self._take()
         if self._dual is None:
             record(self.logger, self.guard.step(rollout), metrics)
             return

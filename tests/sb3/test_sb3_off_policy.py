@@ -194,6 +194,20 @@ def test_the_guard_decides_once_per_collection_in_which_episodes_ended_and_not_o
     assert all(row.columns >= {"cost", "rewards", "infos"} for row in rows)
 
 
+@pytest.mark.parametrize(("frequency", "ended"), [(80, 8), ((4, "episode"), 12)])
+def test_an_episode_of_the_random_warm_up_is_left_out_however_late_the_guard_decides(frequency, ended):
+    gate = Gate(Require(ActionVariance(), at_least=0.1))
+    model = host(SAC, vec(1, kind=Drift, length=9), learning_starts=27, train_freq=frequency)
+    guarded(model, Constraint("cost", limit=gate.between(1.0, 2.0)))
+    guard, rows = callback_of(model).guard, []
+    step = guard.step
+    guard.step = lambda rollout: rows.append(rollout) or step(rollout)
+    model.learn(80)
+    assert sum(row.n_rows for row in rows) == ended - 3
+    assert all(len(row.actions) == len(row.infos) == row.n_rows for row in rows)
+    assert all("predicted_cost" in info for row in rows for info in row.infos)
+
+
 def test_sums_of_an_episode_go_on_through_a_stopped_learn_and_begin_anew_with_the_environments():
     model = guarded(host(SAC, vec(1, kind=Drift, length=10), learning_starts=0))
     guard, lengths = callback_of(model).guard, []
