@@ -1,6 +1,7 @@
 """A diffusion policy in an untouched SAC: acting, learning, saving, and what a guard adds and takes away again."""
 
 import gc
+import threading
 
 import numpy as np
 import pytest
@@ -364,6 +365,26 @@ class TestDecisionsOnTheCritic:
         with guard.record(tmp_path / "ledger.jsonl"):
             _, seen, _ = self.decisions(guard)
         assert verify(tmp_path / "ledger.jsonl").steps == len(seen) > 3
+
+    def test_another_thread_sees_them_as_a_whole_or_not_at_all(self):
+        states, threads = [], []
+
+        class Watched(DualAscent):
+            def update(self, state, violation):
+                threads.append(threading.Thread(target=lambda: states.append(guard.state_dict())))
+                threads[-1].start()
+                threads[-1].join(0.02)
+                return super().update(state, violation)
+
+        limits = {"a": 1.0, "b": 2.0}
+        guard = Guard(*(Constraint(name, limit, "cost", Watched(0.1, initial=1.0)) for name, limit in limits.items()))
+        _, decided, _ = self.decisions(guard, 90)
+        for thread in threads:
+            thread.join()
+        assert len(states) == 2 * len(decided) > 4
+        for state in states:
+            after = decided[state["step"] - 1][1].multipliers
+            assert {name: each["multiplier"] for name, each in state["constraints"].items()} == after
 
     @pytest.mark.parametrize("interval", [0, 2.5, True])
     def test_an_interval_that_is_none_is_refused(self, interval):
