@@ -196,7 +196,8 @@ class HostCritic:
         """
         terms = []
         for index in self.acting if acting is None else acting:
-            part, unit = self._guard.constraints[index], float(self.units[index])
+            part = self._guard.constraints[index]
+            unit = part.violation_scale * self._per_episode  # the limit and with it the scale may have moved
             terms.append(unit * self._guard.penalty(part.name, self.per_episode(risks[..., index])))
         return terms[0] if len(terms) == 1 else torch.stack(terms).sum(dim=0)
 
