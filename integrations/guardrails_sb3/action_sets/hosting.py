@@ -132,6 +132,7 @@ class SafeActing:
                 if self.replayed is not None:
                     self.replayed.settle()
                 self._seen = seams.last_observations(self._model)
+            self._relabel()  # the guard has decided, and what follows is the host's train
             self._log()
             return outcome
 
@@ -140,14 +141,20 @@ class SafeActing:
     def _resume(self, inner: Any) -> None:
         """Take up where the last rollout ended, or begin anew where the environments did."""
         self._enforcement.refresh()
-        if self.replayed is not None and self._labelled != (widths := self._enforcement.widths()):
-            self.replayed.relabel()
-            self._labelled = widths
+        self._relabel()
         if self._memory.n_rows != inner.num_envs:
             self._memory = self._enforcement.memory(inner.num_envs)
         if self._seen is not seams.last_observations(self._model):  # the host has reset its environments since
             self._memory.begin()
             self._infos = []
+
+    def _relabel(self) -> None:
+        """Relabel the replay buffer if a width has moved since it was done last."""
+        if self._released or self.replayed is None:
+            return
+        if self._labelled != (widths := self._enforcement.widths()):
+            self.replayed.relabel()
+            self._labelled = widths
 
     @contextmanager
     def _holding(self, inner: Any) -> Iterator[None]:
