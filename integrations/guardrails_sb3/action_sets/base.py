@@ -67,6 +67,7 @@ class Situation:
         call: calls a method of each environment by name; None where they are not at hand.
         critic: the risk that a safety critic predicts for rows of observations and actions; None without one.
         senses: of the guard's constraints, by name: on which side of their limits the risk lies.
+        hurried: whether an environment waits for the actions, so that a budget of time counts.
     """
 
     space: spaces.Space[Any]
@@ -81,6 +82,7 @@ class Situation:
     call: Callable[[str], list[Any]] | None = None
     critic: Callable[[Observations, Array], Any] | None = None
     senses: Mapping[str, str] = field(default_factory=dict)
+    hurried: bool = True
     _kept: dict[str, Any] = field(default_factory=dict, init=False)
 
     def renew(self, fresh: BoolArray, previous: Array) -> None:

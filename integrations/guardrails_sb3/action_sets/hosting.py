@@ -22,11 +22,13 @@ from guardrails_sb3 import plain, seams
 from guardrails_sb3.action_sets import situations
 from guardrails_sb3.action_sets.acting import MASKS, Acting, both
 from guardrails_sb3.action_sets.base import Array, Situation
+from guardrails_sb3.action_sets.following import Following
 from guardrails_sb3.action_sets.mask import ActionMask
 from guardrails_sb3.action_sets.predicting import Predicting
 from guardrails_sb3.action_sets.replay import ReplayedActions
 from guardrails_sb3.action_sets.shield import CriticShield
 from guardrails_sb3.overlay import Overlay
+from guardrails_sb3.replay_critic import Executed
 from guardrails_sb3.telemetry import record_all
 
 _PREFIX = "actions."
@@ -81,8 +83,12 @@ class SafeActing:
 
         From those proposed it would learn that a refused action is as safe as what replaced it, and let it pass.
         """
-        if self._shielded:
-            critic.executed = self.replayed.label if self.replayed is not None else lambda: np.stack(self._rollout)
+        if not self._shielded:
+            return
+        if self.replayed is None:
+            critic.executed = lambda: np.stack(self._rollout)
+        else:
+            critic.executed = Executed(self.replayed.label, self.replayed.current, Following(self.acting))
 
     def overlays(self, below: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
         """Return the methods of the model to be replaced, and by what; none where there is no set.

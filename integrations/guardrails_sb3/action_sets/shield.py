@@ -137,7 +137,7 @@ class CriticShield(SafeSet):
     def project(self, actions: Array, situation: Situation, widths: Mapping[str, float]) -> Array:
         """Return ``actions``, with those of too great a risk moved towards the safe one."""
         judgement = _Judgement(self, actions, situation, widths["bound"])
-        if self.budget_ms is None:
+        if self.budget_ms is None or not situation.hurried:
             judgement.run()
         elif not self._worker.run(judgement.run, self.budget_ms / 1e3):
             self.late += 1
