@@ -191,13 +191,19 @@ def model_of(sde: str):
 def add_parts(turns: Turns, model) -> None:
     callback = attachment_of(model).callback
     learner, critic, seams = callback.critic, safety_critic(model).critic, callback.critic._seams
-    model.replay_buffer.sample(BATCH)
-    samples, costs = learner._batch
+    with learner.training():
+        model.replay_buffer.sample(BATCH)
+        samples, costs = learner._batch
     drawn, _ = model.actor.action_log_prob(samples.observations)
     following = drawn.detach()
     batch = Transitions(
         samples.observations, samples.actions, costs, samples.next_observations, following, samples.dones, 0.99
     )
+
+    def training(part):
+        with learner.training():
+            learner._batch = samples, costs
+            part()
 
     def both_samplings():
         with torch.no_grad():
@@ -216,8 +222,8 @@ def add_parts(turns: Turns, model) -> None:
     turns.add("  actions, next actions, actor's gradient", both_samplings)
     turns.add("  critics learn (without optimizer and target)", critics)
     turns.add("  cost critics learn", lambda: critic.update(batch))
-    turns.add("  energy of the actions, and its gradient", energy)
-    turns.add("  score loss", lambda: seams._guide(model.actor.optimizer, (), {}))
+    turns.add("  energy of the actions, and its gradient", lambda: training(energy))
+    turns.add("  score loss", lambda: training(lambda: seams._guide(model.actor.optimizer, (), {})))
 
 
 def main() -> None:

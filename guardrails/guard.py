@@ -316,13 +316,29 @@ class Guard:
         with self._lock:
             costs = {name: self._column(part, rollout) for name, part in self._declared.items()}
             evidence = self._reduce(costs, rollout)
-            decision = self.decide(evidence)
-            self._costs = costs
-            if self._ledger is not None:
-                self._ledger.step(evidence, decision)
-        for reason in decision.reasons:
-            if reason.verdict in ("failed", "frozen"):
-                logger.warning("%s", reason)
+            decision = self._settle(evidence, costs)
+        _warn(decision)
+        return decision
+
+    def settle(self, evidence: Evidence) -> Decision:
+        """Do what `step` does, on evidence that is there already: of a host that measures costs otherwise than by rows.
+
+        Other threads may call `state_dict` meanwhile: it waits. `sanitised` returns the costs of the last `step`.
+
+        Args:
+            evidence: such as `reduce` returns, with costs of one's own.
+        """
+        with self._lock:
+            decision = self._settle(evidence, self._costs)
+        _warn(decision)
+        return decision
+
+    def _settle(self, evidence: Evidence, costs: dict[str, FloatArray]) -> Decision:
+        """Decide and record it; who calls holds the lock."""
+        decision = self.decide(evidence)
+        self._costs = costs
+        if self._ledger is not None:
+            self._ledger.step(evidence, decision)
         return decision
 
     def reduce(self, rollout: Rollout) -> Evidence:
@@ -420,6 +436,12 @@ class Guard:
             self._decision, self._costs = None, {}
             if self._ledger is not None:
                 self._ledger.seam("resumed")
+
+
+def _warn(decision: Decision) -> None:
+    for reason in decision.reasons:
+        if reason.verdict in ("failed", "frozen"):
+            logger.warning("%s", reason)
 
 
 def _whole(name: str, value: Any, wanted: str) -> int:

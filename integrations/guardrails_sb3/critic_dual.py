@@ -6,7 +6,6 @@ end of episodes.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -14,10 +13,8 @@ import numpy as np
 import torch
 
 from guardrails import Decision, Guard, Rollout
-from guardrails.evidence import CostEvidence, Evidence
+from guardrails.evidence import CostEvidence
 from guardrails_sb3.safety_critic import HostCritic
-
-logger = logging.getLogger(__name__)
 
 
 class CriticDual:
@@ -57,14 +54,7 @@ class CriticDual:
     def _settle(self, rollout: Rollout, means: list[float]) -> Decision:
         parts = self._guard.constraints
         costs = {part.name: CostEvidence(mean, 0.0) for part, mean in zip(parts, means, strict=True)}
-        evidence: Evidence = replace(self._guard.reduce(rollout), costs=costs)
-        decision = self._guard.decide(evidence)
-        for reason in decision.reasons:
-            if reason.verdict in ("failed", "frozen"):
-                logger.warning("%s", reason)
-        if self._guard.ledger is not None:
-            self._guard.ledger.step(evidence, decision)
-        return decision
+        return self._guard.settle(replace(self._guard.reduce(rollout), costs=costs))
 
     def _take(self) -> None:
         estimates = self._host.critic.take_estimates().double().cpu().numpy()

@@ -44,7 +44,8 @@ class Dials:
 
     def __init__(self, model: BaseAlgorithm, guard: Guard) -> None:
         self._model, self._guard = model, guard
-        self._released = False
+        self._released = self._noting = False
+        self._rollout: list[Any] = []
         parts = {part.name: part.value for part in guard.parts if isinstance(part, Dial)}
         constructor = inspect.signature(type(model).__init__).parameters
         self._training = [name for name in _OF_TRAINING if name in constructor]
@@ -62,6 +63,12 @@ class Dials:
             return []  # none of these attributes is what its ``train`` reads, and its buffer outlives a scale
         continuous = isinstance(self._model.action_space, spaces.Box)
         return [*self._training, *([ACTION_SCALE] if continuous else [])]
+
+    def inform(self, critic: Any) -> None:
+        """Let a safety critic of the rollouts learn from scaled actions, for which it is asked."""
+        if self._scales and critic is not None:
+            self._noting = True
+            critic.executed = lambda: np.stack(self._rollout)
 
     def release(self) -> None:
         """Turn nothing from now on, also inside a ``learn`` call that is under way."""
@@ -115,7 +122,15 @@ class Dials:
         the host compares the chain of wrappers with that of an evaluation environment.
         """
         original, before = env.step_async, vars(env).get("step_async")
-        env.step_async = lambda actions: original(self._scaled(actions))
+        self._rollout = []
+
+        def step_async(actions: Any) -> None:
+            scaled = self._scaled(actions)
+            if self._noting:
+                self._rollout.append(np.array(scaled))
+            original(scaled)
+
+        env.step_async = step_async
         try:
             yield
         finally:

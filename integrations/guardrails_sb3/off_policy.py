@@ -7,6 +7,7 @@ its own.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,7 +19,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from guardrails import Guard, StateError
+from guardrails import Guard, Rollout, StateError
 from guardrails_sb3 import seams
 from guardrails_sb3.costs import Episodes, cost_reader
 from guardrails_sb3.critic_dual import CriticDual
@@ -66,8 +67,16 @@ class OffPolicyGuard(BaseCallback):
         self._released = self._told = False
 
     def overlays(self) -> dict[str, Callable[..., Any]]:
-        """Return the methods of the model that have to be replaced: none. Hooks and `ReplaySaving` do it."""
-        return {}
+        """Return the methods of the model that have to be replaced: ``train``, since no hook tells when it ends."""
+        return {} if self.critic is None else {"train": self._within(self.critic, self._host.train)}
+
+    def _within(self, critic: ReplayCritic, original: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(original)
+        def train(*args: Any, **kwargs: Any) -> None:
+            with critic.training():
+                original(*args, **kwargs)
+
+        return train
 
     def install(self) -> None:
         """Put hooks into the host's networks and follow its replay buffer."""
@@ -119,10 +128,6 @@ class OffPolicyGuard(BaseCallback):
         if not self._released and self.critic is not None:
             self.critic.collecting()
 
-    def _on_training_end(self) -> None:
-        if self.critic is not None:
-            self.critic.rest()
-
     def _on_step(self) -> bool:
         if self._released:
             return True
@@ -137,6 +142,8 @@ class OffPolicyGuard(BaseCallback):
             self._trajectories.add(steps, dones[None])
         if self.critic is not None:
             self.critic.step(infos, costs, dones, self.locals["buffer_actions"])
+        if self._host.num_timesteps <= self._host.learning_starts and dones.any():
+            self._take()  # acted at random
         # A callback that stops ``learn`` here leaves the host with the earlier of these.
         self._follows = (seams.last_observations(self._host), self.locals["new_obs"])
         return True
@@ -157,11 +164,13 @@ class OffPolicyGuard(BaseCallback):
             self._judge_episodes()
         self._endless.look(self._episodes.lengths)
 
-    def _judge_episodes(self) -> None:
+    def _take(self) -> tuple[Rollout, dict[str, float]]:
+        """Return the episodes that have ended since the last call, and metrics of the critic."""
         missed, metrics = (None, {}) if self.critic is None else self.critic.take()
-        rollout = self._episodes.take(missed, **self._trajectories.take())
-        if self._host.num_timesteps <= self._host.learning_starts:
-            return
+        return self._episodes.take(missed, **self._trajectories.take()), metrics
+
+    def _judge_episodes(self) -> None:
+        rollout, metrics = self._take()
         if self._dual is None:
             record(self.logger, self.guard.step(rollout), metrics)
             return

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +26,26 @@ FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
 
+class Executed(NamedTuple):
+    """What the environments get in place of the policy's actions, scaled as the host stores them.
+
+    Args:
+        stored: returns it of stored steps, given their rows, environments and stored actions.
+        current: of the step under way, given the actions that will be stored.
+        following: of a batch's next observations, given the actions that the policy takes there.
+    """
+
+    stored: Callable[[Any, Any, torch.Tensor], torch.Tensor]
+    current: Callable[[Any], Any]
+    following: Callable[[Any, torch.Tensor], torch.Tensor]
+
+
 class ReplayCritic:
     """Q_c from replayed transitions: a gradient step of its own for each of the host's, on the same batch.
 
     Costs are kept in a column beside the replay buffer, and the next actions are those that the host has
-    just computed; so no batch is drawn and no policy evaluated twice. The penalty on the actor is added as it
+    just computed; so no batch is drawn and no policy evaluated twice. Where a shield relies on it, it learns of the
+    actions that are executed in their place. The penalty on the actor is added as it
     is, ``-min Q + Σ ψ(Q_c)``, and not divided by 1 + Σ λ: Adam takes no notice of a common factor, and a factor
     on Q alone would raise the weight of SAC's entropy with λ.
 
@@ -52,12 +67,13 @@ class ReplayCritic:
         self._signs = np.array([-1.0 if part.sense == ">=" else 1.0 for part in constraints])
         self._scales = np.array([part.violation_scale for part in constraints])
         self._worst = self._scales.copy()
+        self._training = False
         self._batch: tuple[Any, torch.Tensor] | None = None
         self._seen: tuple[Any, FloatArray] | None = None
         self.host = HostCritic(model, guard, settings, horizon)
         self._predictions = Predictions(model.n_envs, self.host.units, self._signs.tolist(), horizon, self.host.gamma)
-        self.executed: Callable[[Any, Any, torch.Tensor], torch.Tensor] | None = None
-        """Returns the actions that the environments got in stored steps, where they are what is to be judged."""
+        self.executed: Executed | None = None
+        """The actions that the environments get, where they are what is to be judged and not the policy's own."""
         self._column = self._beside(model.replay_buffer)
         self._seams = off_policy_seams.of(model, self.host, self._learn, lambda: self._batch is not None)
         self._updates = (seams.updates(model), 0, 0)
@@ -68,7 +84,7 @@ class ReplayCritic:
         return ReplayCosts(buffer, len(self._names), self._stored, self._sampled, self._labelled)
 
     def _labelled(self, rows: Any, envs: Any, actions: torch.Tensor) -> torch.Tensor:
-        return actions if self.executed is None else self.executed(rows, envs, actions)
+        return actions if self.executed is None else self.executed.stored(rows, envs, actions)
 
     def install(self) -> None:
         """Put hooks into the host's networks and follow its replay buffer."""
@@ -142,20 +158,23 @@ class ReplayCritic:
 
     def start(self) -> None:
         """Note that ``learn`` begins: a ``train`` that an exception has cut short is not checked any more."""
-        self._batch = None
         self._updates = (seams.updates(self._model), self._seams.learned, self._seams.acted)
 
-    def rest(self) -> None:
-        """Note that ``learn`` is over: who asks the host's networks from now on is not its ``train``."""
-        self._batch = None
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Return the context of the host's ``train``; what is sampled and asked elsewhere is not its."""
+        self._training = True
+        try:
+            yield
+        finally:
+            self._training, self._batch = False, None
 
     def collecting(self) -> None:
-        """Note that the host leaves ``train``, and check that the critic was with it there.
+        """Check that the critic was with the host in its last ``train``.
 
         Raises:
             AttachError: if the host took a gradient step that was not seen here.
         """
-        self._batch = None
         if self._model.replay_buffer is not self._column.buffer:
             self.adopt()
         before, learned, acted = self._updates
@@ -184,7 +203,8 @@ class ReplayCritic:
         bounded = self._bounded(costs)
         self._seen = (infos, bounded)
         if self._predictions.due:
-            self._predictions.predict(*self._foresee(buffer_actions))
+            judged = buffer_actions if self.executed is None else self.executed.current(buffer_actions)
+            self._predictions.predict(*self._foresee(judged))
         truncated = np.array([bool(info.get("TimeLimit.truncated", False)) for info in infos])
         self._predictions.step(bounded, dones, truncated)
 
@@ -216,20 +236,24 @@ class ReplayCritic:
         return self._bounded(np.array([[read(info) for read in self._readers] for info in infos], dtype=np.float64))
 
     def _sampled(self, samples: Any, costs: torch.Tensor) -> None:
-        self._batch = samples, costs
+        if self._training:
+            self._batch = samples, costs
 
     def _learn(self, next_actions: torch.Tensor) -> None:
         if self._batch is None:
             return
         samples, costs = self._batch
         discounts = getattr(samples, "discounts", None)
+        following = next_actions.detach()
+        if self.executed is not None:
+            following = self.executed.following(samples.next_observations, following)
         self.host.critic.update(
             Transitions(
                 samples.observations,
                 samples.actions,
                 costs,
                 samples.next_observations,
-                next_actions.detach(),
+                following,
                 samples.dones,
                 self.host.gamma if discounts is None else discounts,
                 complete=self._column.complete,

@@ -43,9 +43,14 @@ class RolloutCritic:
         signs = [-1.0 if part.sense == ">=" else 1.0 for part in guard.constraints]
         self._predictions = Predictions(model.n_envs, self.host.units, signs, horizon, self.host.gamma)
         self._device, self._seed = model.device, int(model.seed or 0)
+        policy: Any = model.policy
+        self._squashed = bool(getattr(policy, "squash_output", False)) and not self.host.critic.discrete
         self._epochs = int(getattr(model, "n_epochs", getattr(model, "n_critic_updates", 1)))
         self.executed: Callable[[], npt.NDArray[Any]] | None = None
-        """Returns the actions that the environments got in this rollout, where they are what is to be judged."""
+        """Returns the actions that are to be judged of this rollout, where they are not those in the host's buffer.
+
+        ``(n_steps, n_envs, ...)`` in the units of the action space.
+        """
 
     def begin(self, starts: BoolArray) -> None:
         """Forget the environments in ``starts``: they begin an episode."""
@@ -133,8 +138,13 @@ class RolloutCritic:
         return {f"{self._names[0]}/critic_loss": self.host.critic.take_loss()}
 
     def _actions(self, actions: npt.NDArray[Any]) -> torch.Tensor:
+        """Return the actions of a rollout in [-1, 1], as the critic learns them and a squashing policy has its own."""
+        squashed = self._squashed and self.executed is None
         actions = actions if self.executed is None else self.executed()
-        return self.host.scale(actions.reshape(-1, *actions.shape[2:]))
+        rows = actions.reshape(-1, *actions.shape[2:])
+        if squashed:
+            return torch.as_tensor(rows, device=self._device).to(torch.float32).reshape(len(rows), -1)
+        return self.host.scale(rows)
 
     def _torch(self, observations: Any) -> Any:
         if isinstance(observations, dict):

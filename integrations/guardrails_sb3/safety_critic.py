@@ -14,7 +14,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.preprocessing import preprocess_obs
 from torch import nn
 
-from guardrails import AttachError, Guard
+from guardrails import AttachError, ConfigurationError, Guard
 from guardrails.critic import Ensemble, SafetyCritic, critic_unit
 from guardrails_sb3.cost_value import own_randomness
 
@@ -125,14 +125,33 @@ class HostCritic:
             actions: ``(n_rows, action_dim)`` in the units of the action space, or ``(n_rows,)`` indices; array
                 or tensor.
             constraint: its name; may be left out where there is one.
+
+        Raises:
+            ConfigurationError: if there is no such constraint, or several and none is named.
         """
-        risks: torch.Tensor = self.critic.risk(self._observations(observations), self.scale(actions), constraint)
+        asked = self._named(constraint)
+        risks: torch.Tensor = self.critic.risk(self._observations(observations), self.scale(actions), asked)
         return risks
 
     def limit(self, constraint: str | None = None) -> float:
-        """Return the limit in force of a constraint in the unit of `risk`: h = d (1 - γᵀ) / ((1 - γ) T)."""
-        part = self._guard.constraints[self.critic.index(constraint)]
+        """Return the limit in force of a constraint in the unit of `risk`: h = d (1 - γᵀ) / ((1 - γ) T).
+
+        Raises:
+            ConfigurationError: see `risk`.
+        """
+        part = self._guard.constraints[self.critic.index(self._named(constraint))]
         return float(part.bound * self._per_episode)
+
+    def _named(self, constraint: str | None) -> str:
+        """Return the name of the constraint that is asked for; ConfigurationError if that is none."""
+        if constraint is None and len(self._names) == 1:
+            return self._names[0]
+        if constraint is None or constraint not in self._names:
+            named = "none was named" if constraint is None else f"'{constraint}' is none of them"
+            raise ConfigurationError(
+                f"This safety critic judges {', '.join(self._names)}; {named}. Give constraint=, one of these."
+            )
+        return constraint
 
     def per_episode(self, risks: Any) -> Any:
         """Return risks in the unit of a limit per episode, d = h (1 - γ) T / (1 - γᵀ)."""
@@ -177,7 +196,8 @@ class HostCritic:
         """
         terms = []
         for index in self.acting if acting is None else acting:
-            part, unit = self._guard.constraints[index], float(self.units[index])
+            part = self._guard.constraints[index]
+            unit = part.violation_scale * self._per_episode  # the limit and with it the scale may have moved
             terms.append(unit * self._guard.penalty(part.name, self.per_episode(risks[..., index])))
         return terms[0] if len(terms) == 1 else torch.stack(terms).sum(dim=0)
 

@@ -94,7 +94,8 @@ def wrap(
     callback = hosts.callback(model, guard, cost_critic, horizon, dual_interval)
     dials = Dials(model, guard)
     acting = SafeActing(model, guard, None if callback.critic is None else callback.critic.host.risk)
-    acting.inform(callback.critic)
+    dials.inform(callback.critic)
+    acting.inform(callback.critic)  # what the sets made of scaled actions, where a shield relies on the critic
     guard.attach(type(model).__name__, dials=dials.available, acts=True)
     try:
         if state is not None:

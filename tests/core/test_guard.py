@@ -1,6 +1,7 @@
 import json
 import logging
 import math
+import threading
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,8 @@ from guardrails import (
     StateError,
 )
 from guardrails.competence import RewardLevel
+from guardrails.evidence import CostEvidence, Evidence
+from guardrails.ledger import read
 from guardrails.schedulers import PID, AugmentedLagrangian, ConstraintScheduler, DualAscent, Fixed
 
 
@@ -361,3 +364,37 @@ def test_a_step_on_something_else_than_a_rollout_is_refused(rollout):
     with pytest.raises(RolloutError, match="takes a Rollout"):
         guard.step(rollout)
     assert guard.state_dict()["step"] == 0
+
+
+@pytest.mark.parametrize("given", ["rows", "evidence"])
+def test_another_thread_sees_a_decision_as_a_whole_or_not_at_all(tmp_path, given):
+    seen, threads = [], []
+
+    class Watched(DualAscent):
+        def update(self, state, violation):
+            threads.append(threading.Thread(target=lambda: seen.append(guard.state_dict())))
+            threads[-1].start()
+            threads[-1].join(0.05)
+            return super().update(state, violation)
+
+    guard = Guard(*(Constraint(name, limit=1.0, scheduler=Watched(0.5)) for name in "ab"))
+    with guard.record(tmp_path / "ledger.jsonl"):
+        if given == "rows":
+            decision = guard.step(Rollout(costs={"a": [3.0], "b": [3.0]}))
+        else:
+            decision = guard.settle(Evidence(0, {name: CostEvidence(3.0, 0.0) for name in "ab"}))
+        for thread in threads:
+            thread.join()
+    assert decision.multipliers == guard.multipliers == {"a": 1.0, "b": 1.0}
+    assert len(seen) == 2
+    assert all(state == guard.state_dict() for state in seen)
+    assert [line.kind for line in read(tmp_path / "ledger.jsonl")].count("step") == 1
+
+
+def test_a_decision_on_evidence_tells_what_failed(caplog):
+    class Broken(DualAscent):
+        def update(self, state, violation):
+            raise ZeroDivisionError
+
+    Guard(Constraint("a", limit=1.0, scheduler=Broken())).settle(Evidence(0, {"a": CostEvidence(3.0, 0.0)}))
+    assert "Broken raised ZeroDivisionError" in caplog.text

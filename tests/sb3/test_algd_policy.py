@@ -1,6 +1,7 @@
 """A diffusion policy in an untouched SAC: acting, learning, saving, and what a guard adds and takes away again."""
 
 import gc
+import threading
 
 import numpy as np
 import pytest
@@ -216,8 +217,7 @@ def test_the_score_loss_joins_the_gradient_of_the_actors_own_loss():
     host_own, total = gradients
     assert not torch.equal(host_own, total)
 
-    callback_of(model).critic._batch = None  # outside of training a step of the optimizer is the host's alone
-    optimizer.step()
+    optimizer.step()  # outside of training a step of the optimizer is the host's alone
     assert torch.equal(*gradients[2:])
 
 
@@ -283,7 +283,7 @@ def test_an_adam_that_is_not_to_be_fused_is_not():
 def test_an_adapting_entropy_coefficient_is_refused_and_the_model_left_as_it_was():
     model = host(SAC, None, DiffusionPolicy, policy_kwargs=NETS)
     before = trace(model)
-    with pytest.raises(AttachError, match=r"ent_coef=0\.0"):
+    with pytest.raises(AttachError, match=r"entropy is not known, so what it adapts to means nothing.*ent_coef=0\.0"):
         guarded(model)
     assert trace(model) == before
     guarded(host(SAC, None, DiffusionPolicy, policy_kwargs=NETS, ent_coef=0.3))  # 0.3 times a log-probability of 0
@@ -317,6 +317,11 @@ def test_a_policy_that_cannot_be_built_says_why(settings, message):
         lambda: algd.make(Drift(), cost_limit=1.0, horizon=25, learning_rate=lambda _: 1e-3),
         lambda: algd.make(Drift(), cost_limit=1.0, horizon=25, dual_interval=0),
         lambda: algd.make(Drift(), cost_limit=1.0, horizon=25, dual_interval=None),
+        lambda: algd.make(Drift(), cost_limit=1.0, horizon=25, gradient_steps=0),
+        lambda: algd.make(Drift(), cost_limit=1.0, horizon=25, gradient_steps=-2),
+        lambda: algd.make(Drift(), cost_limit=1.0, horizon=25, gradient_steps=1.5),
+        lambda: algd.make(Drift(), cost_limit=1.0, horizon=25, gradient_steps="a"),
+        lambda: algd.make(Drift(), cost_limit=1.0, horizon=25, gradient_steps=True),
     ],
 )
 def test_settings_out_of_range_are_refused(make):
@@ -365,6 +370,26 @@ class TestDecisionsOnTheCritic:
         with guard.record(tmp_path / "ledger.jsonl"):
             _, seen, _ = self.decisions(guard)
         assert verify(tmp_path / "ledger.jsonl").steps == len(seen) > 3
+
+    def test_another_thread_sees_them_as_a_whole_or_not_at_all(self):
+        states, threads = [], []
+
+        class Watched(DualAscent):
+            def update(self, state, violation):
+                threads.append(threading.Thread(target=lambda: states.append(guard.state_dict())))
+                threads[-1].start()
+                threads[-1].join(0.02)
+                return super().update(state, violation)
+
+        limits = {"a": 1.0, "b": 2.0}
+        guard = Guard(*(Constraint(name, limit, "cost", Watched(0.1, initial=1.0)) for name, limit in limits.items()))
+        _, decided, _ = self.decisions(guard, 90)
+        for thread in threads:
+            thread.join()
+        assert len(states) == 2 * len(decided) > 4
+        for state in states:
+            after = decided[state["step"] - 1][1].multipliers
+            assert {name: each["multiplier"] for name, each in state["constraints"].items()} == after
 
     @pytest.mark.parametrize("interval", [0, 2.5, True])
     def test_an_interval_that_is_none_is_refused(self, interval):
@@ -440,6 +465,11 @@ class TestPreset:
     def test_an_odd_number_of_gradient_steps_keeps_the_targets_interval(self):
         model = algd.make(Drift(), cost_limit=1.0, horizon=25, gradient_steps=3)
         assert (model.gradient_steps, model.train_freq.frequency) == (6, 2)
+
+    def test_one_gradient_step_for_each_environment_is_minus_one(self):
+        env = vec(3, kind=Drift, length=9)
+        model = algd.make(env, cost_limit=1.0, horizon=9, gradient_steps=-1, learning_starts=6, batch_size=16)
+        assert model.learn(30)._n_updates == 24
 
     @pytest.mark.parametrize("frequency", [4, (4, "step"), TrainFreq(4, TrainFrequencyUnit.STEP)])
     def test_trained_at_every_fourth_step_each_still_brings_its_gradient_steps(self, frequency):

@@ -575,6 +575,23 @@ def test_a_width_that_moves_relabels_what_was_stored_under_the_old_one_with_what
     assert np.allclose(np.clip(later, -0.75, 0.75), sent[before + 1 : buffer.pos], atol=1e-6)
 
 
+def test_no_train_after_a_width_has_moved_is_on_proposals_of_before():
+    model = SAC("MlpPolicy", vec(2, kind=Spied, length=8), **OFF_POLICY | {"train_freq": 16})
+    train, widths, proposals = model.train, [], []
+
+    def watched(**settings):
+        widths.append(guard.dials["action_box_scale"])
+        proposals.append(bool(np.abs(model.replay_buffer.actions[: model.replay_buffer.pos]).max() > 0.25))
+        train(**settings)
+
+    model.train = watched
+    guard = Guard(ActionBox(opening(*[0.0] * 2).between(0.25, 0.75)))
+    wrap(model, guard).learn(160)
+    opened = widths.index(0.75)
+    assert proposals[:opened] == [True] * opened != []
+    assert not proposals[opened], "executed under the narrow box, every one of them"
+
+
 def held(env=None, load=None, **settings):
     """SAC under a box that opens after some dozen episodes and a fixed limit on its changes."""
     own = Guard(ActionBox(opening().between(0.25, 0.75)), RateLimit(0.1))
@@ -584,7 +601,7 @@ def held(env=None, load=None, **settings):
 
 
 OPENED = 36
-"""Steps of each environment after which the box of `held` is open and the buffer not yet relabelled."""
+"""Steps of each environment after which the box of `held` is open, and the buffer relabelled."""
 
 
 @pytest.mark.parametrize("steps", [OPENED - 12, OPENED, OPENED + 12])
@@ -603,7 +620,7 @@ def test_a_run_resumed_with_its_buffer_relabels_it_as_the_run_would_have(tmp_pat
     resumed = held(load=tmp_path / "run.zip", resume=tmp_path / "run.zip")
     resumed.load_replay_buffer(tmp_path / "replay.pkl")
     go_on(resumed)
-    assert (stored != through.replay_buffer.actions[:steps]).any() == (steps <= OPENED)
+    assert (stored != through.replay_buffer.actions[:steps]).any() == (steps < OPENED)
     assert np.array_equal(resumed.replay_buffer.actions, through.replay_buffer.actions)
     assert same(parameters(through), parameters(resumed))
     assert callback_of(through).guard.dials["action_box_scale"] == 0.75

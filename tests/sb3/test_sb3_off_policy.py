@@ -12,7 +12,7 @@ from stable_baselines3 import DDPG, DQN, SAC, TD3
 from guardrails import AttachError, Constraint, Dial, Gate, Guard, Require, Rollout
 from guardrails.competence import ActionVariance, CriticCalibration, RewardLevel
 from guardrails.critic import critic_unit
-from guardrails.schedulers import BUILTIN, PID, WRAPPERS, AugmentedLagrangian, Fixed
+from guardrails.schedulers import BUILTIN, PID, WRAPPERS, AdaptiveKL, AugmentedLagrangian, Fixed
 from guardrails_sb3 import safety_critic, wrap
 
 
@@ -94,6 +94,22 @@ def test_every_scheduler_of_the_core_weighs_the_critics_cost_by_its_multiplier(n
         assert slopes[1] > slopes[0]
     else:
         assert slopes == pytest.approx([multiplier] * 3)
+
+
+@pytest.mark.parametrize("scheduler", [AdaptiveKL(initial=0.3), Fixed(0.3)])
+def test_the_weight_of_the_critics_cost_is_the_multiplier_also_where_the_limit_has_moved(scheduler):
+    gate = Gate(Require(RewardLevel(reference=1.0), at_least=0.5), rungs=1, dwell=0, confidence=0.5)
+    model = guarded(host(SAC, gamma=0.95), Constraint("cost", limit=gate.between(2.0, 8.0), scheduler=scheduler))
+    guard, own = callback_of(model).guard, safety_critic(model)
+    for limit in (2.0, 8.0):
+        assert own.limit() == pytest.approx(limit * critic_unit(9, 0.95))
+        risk = torch.full((1, 1), own.limit(), dtype=torch.float64, requires_grad=True)
+        penalty = own.penalty(risk)
+        penalty.sum().backward()
+        assert penalty.item() == pytest.approx(0.0, abs=1e-9)
+        assert risk.grad.item() == pytest.approx(guard.multipliers["cost"])
+        while guard.constraints[0].bound < 8.0:
+            guard.step(Rollout(rewards=[9.0] * 20, lengths=[9.0] * 20, costs={"cost": [5.0] * 20}))
 
 
 @pytest.mark.parametrize("kind", GREEDY)
@@ -192,6 +208,20 @@ def test_the_guard_decides_once_per_collection_in_which_episodes_ended_and_not_o
     assert [row.n_rows for row in rows] == [2 if end % 40 == 0 else 1 for end in ends if 2 * end > 30]
     assert {length for row in rows for length in row.lengths} == {5.0, 8.0}
     assert all(row.columns >= {"cost", "rewards", "infos"} for row in rows)
+
+
+@pytest.mark.parametrize(("frequency", "ended"), [(80, 8), ((4, "episode"), 12)])
+def test_an_episode_of_the_random_warm_up_is_left_out_however_late_the_guard_decides(frequency, ended):
+    gate = Gate(Require(ActionVariance(), at_least=0.1))
+    model = host(SAC, vec(1, kind=Drift, length=9), learning_starts=27, train_freq=frequency)
+    guarded(model, Constraint("cost", limit=gate.between(1.0, 2.0)))
+    guard, rows = callback_of(model).guard, []
+    step = guard.step
+    guard.step = lambda rollout: rows.append(rollout) or step(rollout)
+    model.learn(80)
+    assert sum(row.n_rows for row in rows) == ended - 3
+    assert all(len(row.actions) == len(row.infos) == row.n_rows for row in rows)
+    assert all("predicted_cost" in info for row in rows for info in row.infos)
 
 
 def test_sums_of_an_episode_go_on_through_a_stopped_learn_and_begin_anew_with_the_environments():

@@ -134,7 +134,8 @@ def test_a_new_process_goes_on_where_the_run_was_saved(tmp_path, kind, make, ste
     assert done.stdout.split()[-1] == digest(through) != saved
 
 
-def test_a_checkpoint_as_an_episode_ends_holds_that_episode(tmp_path):
+@pytest.mark.parametrize("anew", [False, True])
+def test_a_checkpoint_as_an_episode_ends_holds_that_episode(tmp_path, anew):
     decided = {}
 
     def look(locals_, globals_):
@@ -149,7 +150,7 @@ def test_a_checkpoint_as_an_episode_ends_holds_that_episode(tmp_path):
     own = gated()
     resumed = wrap(SAC.load(path, env=one), own, cost_critic=SMALL, horizon=9, resume=path)
     before = own.state_dict()["step"]
-    resumed.learn(0, reset_num_timesteps=False)
+    resumed.learn(0, reset_num_timesteps=anew)
     assert own.state_dict() == decided[91]
     assert own.state_dict()["step"] == before + 1
 

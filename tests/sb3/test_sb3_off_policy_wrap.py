@@ -270,3 +270,42 @@ def test_the_state_of_a_host_of_another_family_is_refused_by_name(tmp_path):
     model.save(tmp_path / "ars.zip")
     with pytest.raises(StateError, match="not saved by an off-policy algorithm"):
         wrap(host(SAC), Guard(Constraint("cost", limit=1.0)), cost_critic=SMALL, horizon=9, resume=tmp_path / "ars.zip")
+
+
+def expected_values(model):
+    """Ask the target networks at a batch of the user's own, as a callback that logs the TD error does."""
+    batch = model.replay_buffer.sample(16)
+    with torch.no_grad():
+        if isinstance(model, DQN):
+            model.q_net_target(batch.next_observations)
+        else:
+            model.critic_target(batch.next_observations, model.actor(batch.next_observations))
+    return batch
+
+
+@pytest.mark.parametrize("kind", [SAC, TD3, DQN])
+def test_who_samples_the_buffer_outside_of_train_is_not_the_host(kind):
+    plain, model = host(kind), guarded(host(kind), Constraint("cost", limit=2.0, scheduler=Fixed(0.0)))
+
+    def look(locals_, globals_):
+        owner = locals_["self"]
+        if owner.num_timesteps > 40:
+            expected_values(owner)
+        return True
+
+    assert same(parameters(learn(plain, 80, callback=look)), parameters(learn(model, 80, callback=look)))
+    assert learner_of(model)._seams.learned == safety_critic(model).critic.updates == model._n_updates > 5
+
+
+@pytest.mark.parametrize("kind", [SAC, TD3])
+def test_a_batch_of_the_users_own_after_learn_leaves_the_hosts_networks_and_the_critic_alone(kind):
+    model = guarded(host(kind), Constraint("cost", limit=0.1, scheduler=Fixed(5.0))).learn(60)
+    updates, actions = safety_critic(model).critic.updates, torch.zeros(16, 1, requires_grad=True)
+    observations = expected_values(model).observations
+    plain = model.critic.q1_forward if kind is TD3 else lambda *pair: model.critic(*pair)[0]
+    assert torch.equal(plain(observations, actions), plain(observations, actions.detach()))
+    assert safety_critic(model).critic.updates == updates
+    acted = learner_of(model)._seams.acted
+    model.train(2, 16)
+    assert safety_critic(model).critic.updates == updates + 2
+    assert learner_of(model)._seams.acted > acted, "a train that the user calls is guarded"

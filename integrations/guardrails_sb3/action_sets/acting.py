@@ -64,6 +64,7 @@ class Acting:
             inform=inform,
             call=call,
             critic=self._critic,
+            senses=self.enforcement.senses,
         )
 
     def allowed(self, situation: Situation) -> BoolArray:

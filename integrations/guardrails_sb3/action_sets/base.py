@@ -66,6 +66,8 @@ class Situation:
         inform: returns the last ``info`` of each environment; None where they are not at hand, as in ``predict``.
         call: calls a method of each environment by name; None where they are not at hand.
         critic: the risk that a safety critic predicts for rows of observations and actions; None without one.
+        senses: of the guard's constraints, by name: on which side of their limits the risk lies.
+        hurried: whether an environment waits for the actions, so that a budget of time counts.
     """
 
     space: spaces.Space[Any]
@@ -79,6 +81,8 @@ class Situation:
     inform: Callable[[], list[Mapping[str, Any]]] | None = None
     call: Callable[[str], list[Any]] | None = None
     critic: Callable[[Observations, Array], Any] | None = None
+    senses: Mapping[str, str] = field(default_factory=dict)
+    hurried: bool = True
     _kept: dict[str, Any] = field(default_factory=dict, init=False)
 
     def renew(self, fresh: BoolArray, previous: Array) -> None:
@@ -147,6 +151,13 @@ class SafeSet(ActionSet):
     @abc.abstractmethod
     def check(self, space: spaces.Space[Any]) -> None:
         """Raise AttachError if the set means nothing in this action space."""
+
+    def suits(self, senses: Mapping[str, str]) -> None:
+        """Raise AttachError if the set means nothing beside the constraints of its guard; most ask nothing of them.
+
+        Args:
+            senses: of the constraints, by name.
+        """
 
     @abc.abstractmethod
     def project(self, actions: Array, situation: Situation, widths: Mapping[str, float]) -> Array:

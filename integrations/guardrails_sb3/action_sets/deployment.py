@@ -110,4 +110,5 @@ class SafeActions(gym.Wrapper[Any, Any, Any, Any]):
             inform=inform,
             call=call,
             critic=self._critic,
+            senses=self._enforcement.senses,
         )

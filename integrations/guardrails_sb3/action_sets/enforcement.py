@@ -67,14 +67,16 @@ class Enforcement:
         owner: what errors call the host.
 
     Raises:
-        AttachError: if a set is none of this host, or means nothing in this action space.
+        AttachError: if a set is none of this host, or means nothing in this action space or beside the constraints.
     """
 
     def __init__(self, guard: Guard, space: spaces.Space[Any], owner: str) -> None:
         self.guard, self.space, self.bounds = guard, space, Bounds.of(space)
         self.sets = tuple(_safe_sets(guard, owner))
+        self.senses = {part.name: part.sense for part in guard.constraints}
         for part in self.sets:
             part.check(space)
+            part.suits(self.senses)
         self.remembers = any(part.remembers for part in self.sets)
         self.keys = tuple(f"{INTERVENTIONS}/{part.name}" for part in self.sets)
         self._untouched = dict.fromkeys((INTERVENTIONS, *self.keys), 0.0)

@@ -22,11 +22,13 @@ from guardrails_sb3 import plain, seams
 from guardrails_sb3.action_sets import situations
 from guardrails_sb3.action_sets.acting import MASKS, Acting, both
 from guardrails_sb3.action_sets.base import Array, Situation
+from guardrails_sb3.action_sets.following import Following
 from guardrails_sb3.action_sets.mask import ActionMask
 from guardrails_sb3.action_sets.predicting import Predicting
 from guardrails_sb3.action_sets.replay import ReplayedActions
 from guardrails_sb3.action_sets.shield import CriticShield
 from guardrails_sb3.overlay import Overlay
+from guardrails_sb3.replay_critic import Executed
 from guardrails_sb3.telemetry import record_all
 
 _PREFIX = "actions."
@@ -81,8 +83,12 @@ class SafeActing:
 
         From those proposed it would learn that a refused action is as safe as what replaced it, and let it pass.
         """
-        if self._shielded:
-            critic.executed = self.replayed.label if self.replayed is not None else lambda: np.stack(self._rollout)
+        if not self._shielded:
+            return
+        if self.replayed is None:
+            critic.executed = lambda: np.stack(self._rollout)
+        else:
+            critic.executed = Executed(self.replayed.label, self.replayed.current, Following(self.acting))
 
     def overlays(self, below: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
         """Return the methods of the model to be replaced, and by what; none where there is no set.
@@ -132,6 +138,7 @@ class SafeActing:
                 if self.replayed is not None:
                     self.replayed.settle()
                 self._seen = seams.last_observations(self._model)
+            self._relabel()  # the guard has decided, and what follows is the host's train
             self._log()
             return outcome
 
@@ -140,14 +147,20 @@ class SafeActing:
     def _resume(self, inner: Any) -> None:
         """Take up where the last rollout ended, or begin anew where the environments did."""
         self._enforcement.refresh()
-        if self.replayed is not None and self._labelled != (widths := self._enforcement.widths()):
-            self.replayed.relabel()
-            self._labelled = widths
+        self._relabel()
         if self._memory.n_rows != inner.num_envs:
             self._memory = self._enforcement.memory(inner.num_envs)
         if self._seen is not seams.last_observations(self._model):  # the host has reset its environments since
             self._memory.begin()
             self._infos = []
+
+    def _relabel(self) -> None:
+        """Relabel the replay buffer if a width has moved since it was done last."""
+        if self._released or self.replayed is None:
+            return
+        if self._labelled != (widths := self._enforcement.widths()):
+            self.replayed.relabel()
+            self._labelled = widths
 
     @contextmanager
     def _holding(self, inner: Any) -> Iterator[None]:

@@ -105,6 +105,10 @@ class ReplayedActions:
         known = torch.as_tensor(self._known[rows], device=actions.device)
         return torch.where(known.view(-1, *[1] * (actions.dim() - 1)), executed.to(actions.dtype), actions)
 
+    def current(self, actions: Any) -> Any:
+        """Return what is executed in the step under way as it would be stored; ``actions`` where it was not seen."""
+        return actions if self._pending is None else self._pending[1]
+
     def relabel(self) -> None:
         """Let the host learn from the executed action of every transition that is stored by now."""
         self.settle()

@@ -20,19 +20,21 @@ Risk = Callable[[Any, Array], Any]
 
 
 class CriticShield(SafeSet):
-    """A(s) = {a: risk(s, a) ≤ bound} ∪ {safe(s)}.
+    """A(s) = {a: risk(s, a) ≤ bound} ∪ {safe(s)}; risk(s, a) ≥ bound where the safety critic judges a lower limit.
 
-    An action whose predicted risk is above the bound is moved along the line towards the safe action, to the
+    An action whose predicted risk is beyond the bound is moved along the line towards the safe action, to the
     farthest of ``candidates`` evenly spaced points at which the risk is within the bound; if it is at none, it
     becomes the safe action. Discrete actions have no line between them: the safe action replaces them. A risk of
-    NaN is above any bound.
+    NaN is beyond any bound.
 
     Args:
-        bound: greatest risk, in its own unit, or ``gate.between(tight, loose)``.
+        bound: greatest risk, in its own unit, or ``gate.between(tight, loose)``. Of a constraint with ``sense=">="``
+            it is the least: the safety critic's risk is then Q̄_c - κ σ, what is to be had even if in doubt.
         risk: ``(observations, actions) -> (n_rows,)``, of rows of observations as the policy gets them and of
             actions as the environment does. Default: the safety critic that the model is guarded with, whose unit
             is that of a discounted sum of costs.
-        constraint: whose risk the safety critic is asked for; may be left out where there is one.
+        constraint: whose risk the safety critic is asked for; may be left out where there is one. A ``risk`` of your
+            own has no use for it.
         safe: the safest action known: an action, or a function of one observation as the environment gives it.
             Default: the centre of a continuous action space; discrete ones need it.
         candidates: points of the line, the safe action among them, ≥ 1; all are judged in one batch.
@@ -43,7 +45,8 @@ class CriticShield(SafeSet):
         name: what logs and errors call it.
 
     Raises:
-        ConfigurationError: if an argument is out of range, or ``bound`` narrows with competence.
+        ConfigurationError: if an argument is out of range, or ``bound`` narrows with competence; where that depends on
+            the constraint it is an AttachError, when the guard is attached.
 
     Example:
         >>> shield = CriticShield(1.0, risk=lambda observations, actions: np.abs(actions[:, 0]))
@@ -65,9 +68,14 @@ class CriticShield(SafeSet):
         name: str = "critic_shield",
     ) -> None:
         super().__init__(name)
-        self.bound = self.opening("bound", bound, lambda value: check_number(self.owner, "bound", value))
         if risk is not None:
             self.must_call("risk", risk)
+            self.opening("bound", bound, self._finite)
+        if isinstance(bound, Between):
+            self.bound: float | Between = bound
+            self._finite(bound.tight), self._finite(bound.loose)
+        else:
+            self.bound = self._finite(bound)
         self.risk, self.constraint, self.safe = risk, constraint, safe
         self.candidates = whole_number(self.owner, "candidates", candidates)
         self.budget_ms = budget_ms
@@ -75,6 +83,9 @@ class CriticShield(SafeSet):
             self.budget_ms = check_number(self.owner, "budget_ms", budget_ms, low=0.0, open_low=True)
         self.late = 0
         self._worker = Worker()
+
+    def _finite(self, bound: float) -> float:
+        return check_number(self.owner, "bound", bound)
 
     @property
     def widths(self) -> Mapping[str, float | Between]:
@@ -94,10 +105,39 @@ class CriticShield(SafeSet):
             if not space.contains(safe if space.shape else safe[()]):
                 raise AttachError(f"{self.owner}: safe={self.safe!r} is no action of {space}.")
 
+    def suits(self, senses: Mapping[str, str]) -> None:
+        """Raise AttachError if it is open whose risk is asked for, or competence would narrow the bound."""
+        if self.risk is not None:
+            return
+        if senses and (self.constraint not in senses if self.constraint is not None else len(senses) > 1):
+            named = "none was named" if self.constraint is None else f"'{self.constraint}' is none of them"
+            raise AttachError(
+                f"{self.owner} asks the safety critic for the risk of a constraint. It judges {', '.join(senses)}; "
+                f"{named}. Give constraint=, one of these."
+            )
+        bound, sign = self.bound, self.sign(senses)
+        if isinstance(bound, Between) and sign * bound.tight > sign * bound.loose:
+            extreme, narrow = ("greatest", "smaller") if sign > 0.0 else ("least", "greater")
+            raise AttachError(
+                f"{self.owner}: bound=between({bound.tight:g}, {bound.loose:g}), the {extreme} risk allowed, starts at "
+                f"the wider end, so competence would narrow it. Give the narrow value first, here the {narrow} one."
+            )
+
+    def sign(self, senses: Mapping[str, str]) -> float:
+        """Return -1 where the safety critic is asked about a lower limit, of which too little is a risk; else 1.
+
+        Args:
+            senses: of the guard's constraints, by name.
+        """
+        if self.risk is not None or not senses:
+            return 1.0
+        asked = next(iter(senses)) if self.constraint is None else self.constraint
+        return -1.0 if senses[asked] == ">=" else 1.0
+
     def project(self, actions: Array, situation: Situation, widths: Mapping[str, float]) -> Array:
         """Return ``actions``, with those of too great a risk moved towards the safe one."""
         judgement = _Judgement(self, actions, situation, widths["bound"])
-        if self.budget_ms is None:
+        if self.budget_ms is None or not situation.hurried:
             judgement.run()
         elif not self._worker.run(judgement.run, self.budget_ms / 1e3):
             self.late += 1
@@ -135,6 +175,7 @@ class _Judgement:
     def __init__(self, shield: CriticShield, actions: Array, situation: Situation, bound: float) -> None:
         self._shield, self._actions, self._situation, self._bound = shield, actions, situation, bound
         self._risk = shield.risk or partial(shield.at_hand(situation.critic), constraint=shield.constraint)
+        self._sign = shield.sign(situation.senses)
         self._observations = situation.perceived
         if callable(shield.safe):
             situation.observations  # noqa: B018
@@ -176,5 +217,5 @@ class _Judgement:
     def _within(self, observations: Any, actions: Array) -> BoolArray:
         with torch.no_grad():
             answered = self._shield.answer(self._risk, observations, actions)
-        within: BoolArray = self._shield.risks(answered, len(actions)) <= self._bound
+        within: BoolArray = self._sign * self._shield.risks(answered, len(actions)) <= self._sign * self._bound
         return within

@@ -43,8 +43,8 @@ class DiffusionSeams(ActorSeams):
         super().__init__(model, host_critic, learn, training)
         if getattr(model, "ent_coef_optimizer", None) is not None:
             raise AttachError(
-                f"This {type(model).__name__} adapts its entropy coefficient to a policy of unknown entropy: it "
-                "would grow without end. Build it with ent_coef=0.0."
+                f"This {type(model).__name__} adapts its entropy coefficient to a policy whose entropy is not known, "
+                "so what it adapts to means nothing. Build it with ent_coef=0.0."
             )
         self._actor, self._settings = model.policy.actor, model.policy.score_matching
         self._spreads = torch.tensor(self._actor.schedule.spreads, device=model.device)

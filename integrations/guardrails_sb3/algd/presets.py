@@ -63,7 +63,7 @@ def make(
         steps: K.
         penalty_coefficient: ρ ≥ 0, in λ per discounted cost; 0 is the plain Lagrangian.
         scheduler: moves the multiplier in place of Adam on ln λ, without the penalty unless it has one.
-        gradient_steps: per step of the environments.
+        gradient_steps: ≥ 1, per step of the environments; -1 takes one for each of the environments.
         dual_interval: gradient steps between decisions.
         horizon: steps of an episode; default: the environments' time limit.
         resume: the file that a model made with these arguments was saved to, to go on with; see `guardrails_sb3.wrap`.
@@ -77,8 +77,8 @@ def make(
             of their ``gradient_steps`` are taken.
 
     Raises:
-        ConfigurationError: if ``penalty_coefficient``, ``learning_rate``, ``dual_interval`` or the limit is out of
-            range, or ``train_freq`` counts episodes.
+        ConfigurationError: if ``penalty_coefficient``, ``learning_rate``, ``gradient_steps``, ``dual_interval`` or the
+            limit is out of range, or ``train_freq`` counts episodes.
         AttachError: as `wrap` does.
         StateError: if ``resume`` is a file of another guard, of an unguarded model, or damaged.
 
@@ -89,6 +89,12 @@ def make(
     rate = check_number("algd.make", "learning_rate", learning_rate, low=0.0, open_low=True)
     check_number("algd.make", "penalty_coefficient", penalty_coefficient, low=0.0)
     dual_interval = whole_number("algd.make", "dual_interval", dual_interval)
+    gradient_steps = whole_number("algd.make", "gradient_steps", gradient_steps, low=-1)
+    if gradient_steps == 0:
+        raise ConfigurationError(
+            "algd.make: gradient_steps is 0, so the model would never train. Give at least 1, or -1 for one for each "
+            "environment."
+        )
     policy = {"sde": sde, "steps": steps, **sac.pop("policy_kwargs", {})}
     rounds = _rounds(sac.pop("train_freq", None), gradient_steps)
     settings: dict[str, Any] = {
