@@ -169,7 +169,7 @@ class GuardrailsCallback(AttachedCallback):
         completion_ids_list: list[list[int]],
     ) -> Tensor:
         """Score costs as further columns of the host's rewards, and return the rewards alone."""
-        host, by_constraint = self._attached(), self._functions
+        host, by_constraint, dials = self._attached(), self._functions, self._dials
         functions = {
             f"{PREFIX}{name}/cost" + (f"[{i}]" if i else ""): function
             for name, parts in by_constraint.items()
@@ -181,6 +181,8 @@ class GuardrailsCallback(AttachedCallback):
         rewards, remaining = columns[:, :n_rewards], columns[:, n_rewards:]
         parts = torch.split(remaining, [*map(len, by_constraint.values()), 1], dim=1)
         costs = {name: part.sum(dim=1) for name, part in zip(by_constraint, parts[:-1], strict=True)}
+        if dials is not None:
+            costs = dials.measured(costs)
         total = host.total_rewards(rewards)
         if total.isnan().any():
             _warn_unscored(host, columns, n_rewards, prompts, completions)

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import trl
+from torch import Tensor
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from guardrails import AttachError, Constraint, Dial, Guard
@@ -73,6 +74,10 @@ class Dials:
     def cost_functions(self, part: Constraint) -> list[Callable[..., list[float]]]:
         """Return what measures the cost of a constraint that turns a knob; nothing for any other constraint."""
         return [self._divergence.cost] if self._divergence is not None and part.name in self.steering else []
+
+    def measured(self, costs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return costs that were gathered over all processes, with what a host hides from them filled in."""
+        return {name: Divergence.of_all(rows) if name == self._held else rows for name, rows in costs.items()}
 
     def before(self, guard: Guard) -> None:
         """Set what a generation reads, from what is in force in ``guard``."""
