@@ -150,6 +150,23 @@ class GuardrailsCallback(AttachedCallback):
         if self._refining is not None:
             self._refining.begin()
 
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Train on the batch in hand with what it was generated with, also after an evaluation that failed."""
+        if self._dials is not None:
+            self._dials.back()
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Give the batch in hand back what it was generated with."""
+        if self._dials is not None:
+            self._dials.back()
+
+    def on_predict(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Give the batch in hand back what it was generated with."""
+        if self._dials is not None:
+            self._dials.back()
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Log what the refinement's term was over the micro-batches of an optimizer step."""
         if self._refining is not None:
@@ -195,7 +212,7 @@ class GuardrailsCallback(AttachedCallback):
         if host.mode == "train":
             self._check_added(host)
         if self._dials is not None:
-            self._dials.before(self._guard)
+            self._dials.before(self._guard, training=host.mode == "train")
         try:
             with nullcontext() if self._dials is None else self._dials.watching():
                 output = original(inputs)

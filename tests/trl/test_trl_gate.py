@@ -7,11 +7,13 @@ import trl
 from packaging.version import Version
 from peft import LoraConfig
 from tiny_trl import build_trainer, logged, same_weights, weights
+from transformers import TrainerCallback
 
 from guardrails import AttachError, CompetenceMetric, Constraint, Dial, Gate, Guard, Require
 from guardrails.competence import Drift, FromFunction, RewardLevel, SubgoalAdherence, TokenEntropy
 from guardrails.schedulers import Fixed
 from guardrails_trl import GuardrailsCallback, toy
+from guardrails_trl.seams import LOG_PROBS
 
 
 class Scripted(CompetenceMetric):
@@ -158,6 +160,75 @@ def test_a_temperature_that_the_log_probabilities_would_not_follow_is_refused(ra
     with pytest.raises(AttachError, match=r"cannot turn the temperature of the GRPOTrainer of TRL 1\..*has moved"):
         GuardrailsCallback(trainer, guard)
     assert guard.host is None
+
+
+class Evaluating(TrainerCallback):
+    """A user's own, which evaluates after each update; it may fail at that and go on."""
+
+    def __init__(self, fails):
+        self.fails, self.trainer = fails, None
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.fails:
+            with pytest.raises(RuntimeError, match="no more memory"):
+                self.trainer.evaluate()
+        else:
+            self.trainer.evaluate()
+
+
+def spied(trainer):
+    """Record, of each loss, whether it is trained on, its temperature and length, and its importance ratios."""
+    seen, loss = [], trainer.compute_loss
+
+    def compute_loss(model, inputs, **kwargs):
+        score, own, found = getattr(trainer, LOG_PROBS), vars(trainer).get(LOG_PROBS), []
+        setattr(trainer, LOG_PROBS, lambda *a, **k: found.append(score(*a, **k)) or found[-1])
+        try:
+            result = loss(model, inputs, **kwargs)
+        finally:
+            delattr(trainer, LOG_PROBS) if own is None else setattr(trainer, LOG_PROBS, own)
+        now = found[0][0].detach() * inputs["completion_mask"]
+        then = inputs.get("old_per_token_logps", inputs.get("old_logps"))
+        then = now if then is None else then * inputs["completion_mask"] if then.ndim == 2 else then
+        ratio = (now - then if then.ndim == 2 else now.sum(dim=1) - then).exp()
+        spread = ratio.min().item(), ratio.max().item()
+        seen.append((model.training, trainer.temperature, trainer.max_completion_length, spread))
+        return result
+
+    trainer.compute_loss = compute_loss
+    return seen
+
+
+@pytest.mark.parametrize("kind", ["grpo", "rloo"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_evaluation_between_two_updates_leaves_the_batch_its_temperature_and_length(
+    random_model, tmp_path, kind, fails
+):
+    gate = quick(Scripted(1.0))  # opens at the first decision
+    dials = Dial("temperature", gate.between(0.5, 1.0)), Dial("max_completion_length", gate.between(3, 6))
+    settings = {"num_iterations": 2, "max_steps": 4, "learning_rate": 0.0, "eval_rows": 2}
+    trainer, callback = guarded(random_model, tmp_path, *dials, fixed_cost(), kind=kind, **settings)
+    evaluating = Evaluating(fails)
+    evaluating.trainer = trainer
+    trainer.add_callback(evaluating)
+    seen = spied(trainer)
+    if fails:
+        done = trainer.compute_loss
+
+        def compute_loss(model, inputs, **kwargs):
+            result = done(model, inputs, **kwargs)
+            if not model.training:
+                raise RuntimeError("no more memory")
+            return result
+
+        trainer.compute_loss = compute_loss
+    trainer.train()
+    trained = [(temperature, length) for training, temperature, length, _ in seen if training]
+    assert trained == [(0.5, 3), (0.5, 3), (1.0, 6), (1.0, 6)]
+    assert {(temperature, length) for training, temperature, length, _ in seen if not training} == {(1.0, 6)}
+    for *_, ratios in seen:
+        assert ratios == pytest.approx((1.0, 1.0), abs=1e-4)  # nothing was learned, so nothing is off-policy
+    assert callback.guard.dials["temperature"] == 1.0
 
 
 def scores(trainer):
