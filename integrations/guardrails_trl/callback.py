@@ -62,8 +62,8 @@ class GuardrailsCallback(AttachedCallback):
 
     Metrics may read rewards, costs and lengths; on one process also prompts, completions, the data set's rows as
     infos, and ``entropy`` and ``kl`` where the host computes them anyway: RLOO the first, GRPO both where a batch
-    is used for more than one update. Dials: ``beta``, ``temperature``, ``max_completion_length``; see
-    `guardrails_trl.dials`.
+    is used for more than one update. These two are of the tokens that the policy sampled, lengths of all tokens.
+    Dials: ``beta``, ``temperature``, ``max_completion_length``; see `guardrails_trl.dials`.
 
     A `Refinement` adds α · (-log π(y⁺|x)) to the loss: what the policy wrote is corrected right after the host has
     scored it, and the corrections travel with their rows; see `guardrails_trl.refined_loss`. Evaluation refines

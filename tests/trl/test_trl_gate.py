@@ -8,6 +8,7 @@ from packaging.version import Version
 from peft import LoraConfig
 from tiny_trl import build_trainer, logged, same_weights, weights
 from transformers import TrainerCallback
+from trl import GRPOTrainer
 
 from guardrails import AttachError, CompetenceMetric, Constraint, Dial, Gate, Guard, Require
 from guardrails.competence import Drift, FromFunction, RewardLevel, SubgoalAdherence, TokenEntropy
@@ -292,6 +293,43 @@ def test_entropy_and_divergence_come_from_the_hosts_own_log_probabilities(random
     assert metric.seen[-1].kl.min() >= 0.0
     assert metric.seen[-1].kl.mean() > 1e-3
     assert len(passes) == 3 * 2 + 6  # policy and reference per generation, and one per loss: none of ours
+
+
+class ToolUsing(GRPOTrainer):
+    """Of each completion the policy's are three words and the end; a tool wrote the rest."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, rollout_func=self.rollout, **kwargs)
+
+    @staticmethod
+    def rollout(prompts, trainer):
+        words = torch.randint(3, 28, (len(prompts), 3)).tolist()
+        return {
+            "prompt_ids": [trainer.processing_class(prompt)["input_ids"] for prompt in prompts],
+            "completion_ids": [[*own, *[5] * 20, 1] for own in words],
+            "logprobs": None,
+            "env_mask": [[1] * 3 + [0] * 20 + [1]] * len(prompts),
+        }
+
+
+def test_entropy_and_divergence_are_of_the_tokens_that_the_policy_sampled(random_model, tmp_path):
+    metric = Scripted(requires=("kl", "entropy", "lengths"))
+    settings = {"cls": ToolUsing, "num_iterations": 2, "beta": 0.1, "max_completion_length": 30, "max_steps": 4}
+    dial = Dial("penalty", quick(metric).between(1.0, 0.5))
+    trainer, _ = guarded(random_model, tmp_path, fixed_cost(), dial, learning_rate=3e-2, **settings)
+    batches, generate = [], trainer._generate_and_score_completions
+    trainer._generate_and_score_completions = lambda inputs: batches.append(generate(inputs)) or batches[-1]
+    trainer.train()
+    assert len(metric.seen) == 2
+    for rollout, batch in zip(metric.seen, batches, strict=True):
+        own = torch.tensor([0, 1, 2, 23])
+        policy, reference = (batch[f"{name}_per_token_logps"][:, own] for name in ("old", "ref"))
+        assert rollout.entropy == pytest.approx((-policy).mean(dim=1).numpy(), rel=1e-5)
+        ratio = reference - policy
+        assert rollout.kl == pytest.approx((ratio.exp() - ratio - 1).mean(dim=1).numpy(), rel=1e-4, abs=1e-6)
+        assert rollout.lengths.tolist() == [24.0] * 8
+    # Of rows of equally many tokens the host's mean over tokens is ours over rows; it is logged per update.
+    assert metric.seen[1].kl.mean() == pytest.approx(logged(trainer, "kl")[2], rel=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["grpo", "rloo"])
