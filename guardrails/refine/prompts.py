@@ -25,6 +25,9 @@ Corrected response:
 """
 """What a model is asked by default."""
 
+_THOUGHT, _THOUGHT_OVER = "<think>", "</think>"
+"""What a reasoning model thinks stands between these, where nothing before has taken it out."""
+
 
 def check_template(owner: str, template: Any) -> Template:
     """Return ``template`` if it can be filled.
@@ -97,3 +100,21 @@ def spaced_like(completion: str, refined: str) -> str:
         return core
     start = completion.index(before)
     return completion[:start] + core + completion[start + len(before) :]
+
+
+def without_thoughts(completion: str, answer: str) -> str | None:
+    """Return a model's answer without what it thought before, None if that is all; as it is if the completion thinks.
+
+    Where the chat template has opened the thought, the answer has the end of it alone.
+
+    Example:
+        >>> without_thoughts("Godd day.", "<think>A letter is wrong.</think> Good day.")
+        'Good day.'
+    """
+    if _THOUGHT in completion or _THOUGHT_OVER in completion:
+        return answer
+    thought, over, said = answer.partition(_THOUGHT_OVER)
+    opened = answer.lstrip().startswith(_THOUGHT)
+    if not opened and (not over or _THOUGHT in thought):
+        return answer
+    return said.lstrip() or None

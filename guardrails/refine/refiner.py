@@ -19,7 +19,10 @@ Text: TypeAlias = "str | list[dict[str, Any]]"
 
 @runtime_checkable
 class RefineHost(Protocol):
-    """What an adapter offers a refiner while it is attached."""
+    """What an adapter offers a refiner while it is attached.
+
+    One that gives its chat template more than the messages has these settings as the mapping ``chat_template_kwargs``.
+    """
 
     @property
     def tokenizer(self) -> Any:
