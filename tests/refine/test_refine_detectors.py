@@ -253,6 +253,27 @@ def test_a_detector_is_a_cost_function(caplog):
     assert "Broken() raised RuntimeError" in caplog.text
 
 
+def test_as_a_cost_function_it_judges_what_the_policy_wrote_and_not_its_tools():
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "rows", "arguments": {}}}]}
+    zeros = {"role": "tool", "name": "rows", "content": "0, " * 20}
+    answer = {"role": "assistant", "content": '{"zeros": 20}'}
+    looping = {"role": "assistant", "content": "0, " * 20}
+    nothing = {"role": "assistant", "content": ""}
+    chats = [
+        [call, zeros, answer],
+        [looping, zeros, answer],
+        [call, zeros],
+        [call, zeros, nothing],
+        [{"content": "0, " * 20}],
+    ]
+    given = {"prompts": [[{"role": "user", "content": "Count."}]] * len(chats), "completions": chats}
+    assert Degenerate()(**given) == [0.0, 1.0, 1.0, 1.0, 1.0]
+    assert Unparsable("json")(**given) == [0.0, 0.0, 1.0, 1.0, 1.0]
+    assert (Repetition() | Unparsable("json"))(**given) == [0.0, 1.0, 1.0, 1.0, 1.0]
+    assert Predicate(lambda prompt, text: "tool" in text or "0, " in text)(**given) == [0.0, 1.0, 0.0, 0.0, 1.0]
+    assert Unparsable("json")(prompts=["Count."] * 2, completions=['{"zeros": 20}', "none"]) == [0.0, 1.0]
+
+
 def test_as_a_cost_function_it_passes_the_data_sets_columns_on():
     def wrong_by(completions, answer, **kwargs):
         return [abs(int(text) - right) for text, right in zip(completions, answer, strict=True)]
