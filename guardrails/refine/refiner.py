@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from guardrails.errors import ConfigurationError
+from guardrails.refine.functions import check_plain
 
 Text: TypeAlias = "str | list[dict[str, Any]]"
 """A prompt or completion as a host hands it over: plain, or a list of messages with ``role`` and ``content``."""
@@ -101,7 +102,7 @@ class FunctionRefiner(Refiner):
         function: takes a prompt and the text of its completion and returns the corrected text, or None.
 
     Raises:
-        ConfigurationError: if it is no function.
+        ConfigurationError: if it is no function, or asynchronous.
 
     Example:
         >>> FunctionRefiner(lambda prompt, completion: completion.strip()).refine(["Hello"], [" Good day. "])
@@ -115,6 +116,7 @@ class FunctionRefiner(Refiner):
             raise ConfigurationError(
                 f"FunctionRefiner({function!r}): give a function (prompt, completion) -> text or None."
             )
+        check_plain("FunctionRefiner", function)
         self.function = function
 
     def refine(self, prompts: Sequence[Text], completions: Sequence[str]) -> list[str | None]:
