@@ -49,7 +49,7 @@ class GuardrailsCallback(AttachedCallback):
     On GRPO and RLOO, which this class serves itself, A = (A_r - Σ λᵢ A_cᵢ) / (1 + Σ λᵢ). For `OnlineDPOTrainer` the
     constructor returns a `guardrails_trl.pairs.PairsCallback`; for trainers whose loss comes from a batch, such as
     SFT, DPO, KTO and reward trainers, a `guardrails_transformers.GuardrailsCallback`, whose costs and further
-    arguments are described there.
+    arguments are described there. A subclass of this one serves GRPO and RLOO only, and is refused elsewhere.
 
     A_r are the host's own advantages; A_cᵢ are what the host's own estimator makes of cost i alone, whatever
     ``scale_rewards``, ``multi_objective_aggregation`` or ``normalize_advantages`` say. Once per generation batch,
@@ -94,6 +94,13 @@ class GuardrailsCallback(AttachedCallback):
         if where == "groups":
             return super().__new__(cls)
         other = PairsCallback if where == "pairs" else guardrails_transformers.GuardrailsCallback
+        if cls is not GuardrailsCallback:
+            kind, address = type(trainer).__name__, f"{other.__module__.removesuffix('.callback')}.{other.__name__}"
+            raise AttachError(
+                f"{cls.__name__} extends guardrails_trl.GuardrailsCallback, which acts on GRPO and RLOO alone; "
+                f"{kind} is guarded by a {address}, so nothing of {cls.__name__} would run. Derive it from {address} "
+                "for this trainer, or add a TrainerCallback of your own beside the guard's."
+            )
         return other(trainer, guard, **options)
 
     def __init__(

@@ -30,7 +30,14 @@ def constraint_on_kl(guard: Guard, trainer: Any, host: str) -> Constraint | None
     Raises:
         AttachError: if ``beta`` cannot follow its multiplier on this trainer, or follows something else too.
     """
-    found = [part for part in guard.constraints if part.cost == KL and part.name not in guard.steering]
+    found = [part for part in guard.constraints if part.cost == KL]
+    weight = next((part.name for part in found if part.name in guard.steering), None)
+    if weight is not None:
+        raise AttachError(
+            f"Constraint '{weight}' is the weight of a Refinement and reads cost='kl', whose multiplier is beta: it "
+            "cannot be the weight of corrections. Hold the divergence by a Constraint beside the Refinement, and give "
+            "the weight another cost, such as a detector, or none, which is the edit ratio."
+        )
     if not found:
         return None
     owner = f"Constraint '{found[0].name}'"

@@ -6,7 +6,8 @@ import torch
 from peft import LoraConfig
 from tiny_trl import build_trainer, logged, same_weights, weights
 
-from guardrails import AttachError, Constraint, Dial, Gate, Guard, Require
+from guardrails import AttachError, Constraint, Dial, Gate, Guard, Refinement, Require
+from guardrails.refine import FunctionRefiner
 from guardrails.schedulers import PID, AdaptiveKL, DualAscent, Fixed
 from guardrails_trl import GuardrailsCallback, toy
 
@@ -229,6 +230,17 @@ def test_beta_has_one_master(random_model, tmp_path):
     guard = Guard(on_kl(PID()), Dial("beta", gate.between(0.1, 0.01)))
     with pytest.raises(AttachError, match="turns beta, and so does the dial 'beta'"):
         GuardrailsCallback(build_trainer(random_model, tmp_path, beta=0.1), guard)
+
+
+def test_the_weight_of_a_refinement_cannot_be_beta(random_model, tmp_path):
+    guard = Guard(Refinement(FunctionRefiner(lambda prompt, text: text), weight=on_kl(PID())))
+    trainer = build_trainer(random_model, tmp_path, beta=0.1)
+    with pytest.raises(AttachError, match=r"'divergence' is the weight of a Refinement .*whose multiplier is beta"):
+        GuardrailsCallback(trainer, guard)
+    assert guard.host is None
+    own = Constraint("edits", limit=0.1)
+    beside = Guard(on_kl(PID()), Refinement(FunctionRefiner(lambda prompt, text: text), weight=own))
+    assert GuardrailsCallback(trainer, beside, ledger=False).guard is beside
 
 
 def test_completions_that_the_policy_did_not_sample_alone_are_refused(random_model, tmp_path):
