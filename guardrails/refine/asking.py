@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from guardrails.errors import told
 from guardrails.refine.prompts import spaced_like, without_thoughts
 from guardrails.refine.refiner import Text
 
@@ -90,7 +91,7 @@ class Call:
         try:
             asyncio.run(self._all())
         except Exception as error:
-            self._error = f"{type(error).__name__}: {error}"
+            self._error = told(error)
 
     async def _all(self) -> None:
         openai = importlib.import_module("openai")
@@ -163,7 +164,7 @@ class Call:
         try:
             fields = self._refiner.request(prompt, completion)
         except Exception as error:
-            raise _RefusedError(f"the prompt function raised {type(error).__name__}: {error}") from error
+            raise _RefusedError(f"the prompt function raised {told(error)}") from error
         try:
             answer = await client.chat.completions.create(**fields)
         except Exception as error:
@@ -186,7 +187,7 @@ class Call:
     def _described(self, error: Exception) -> str:
         if isinstance(error, asyncio.TimeoutError):
             return f"no answer within {self._refiner.timeout:g} s"
-        return f"{type(error).__name__}: {error}"[:500]
+        return told(error)
 
 
 def _hopeless(error: Exception) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from guardrails.errors import ConfigurationError
+from guardrails.errors import ConfigurationError, told
 from guardrails.refine.refiner import Text, plain
 
 logger = logging.getLogger(__name__)
@@ -158,7 +158,7 @@ def detected(detector: Detector, rows: Rows) -> tuple[list[bool], str]:
         found = list(detector.detect(rows))
         unusable = [each for each in found if not (each is None or _is_truth(each))]
     except Exception as error:
-        return [True] * len(rows), f"raised {type(error).__name__}: {error}"
+        return [True] * len(rows), f"raised {told(error)}"
     if len(found) != len(rows):
         return [True] * len(rows), f"returned {len(found)} answers for {len(rows)} rows"
     if unusable:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from guardrails.errors import ConfigurationError
+from guardrails.errors import ConfigurationError, told
 from guardrails.refine.detectors import Detector, Rows
 from guardrails.refine.functions import check_plain
 from guardrails.refine.refiner import Text
@@ -52,7 +52,7 @@ class Predicate(Detector):
         try:
             return bool(self.function(prompt, completion))
         except Exception as error:
-            logger.debug("Predicate %r raised %s: %s", self.function, type(error).__name__, error)
+            logger.debug("Predicate %r raised %s", self.function, told(error))
             return None
 
 

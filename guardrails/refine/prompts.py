@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from guardrails.errors import ConfigurationError
+from guardrails.errors import ConfigurationError, told
 from guardrails.refine.refiner import Text, plain
 
 Template: TypeAlias = "str | Callable[[Text, str], Text]"
@@ -49,7 +49,7 @@ def check_template(owner: str, template: Any) -> Template:
         filled = template.format(prompt=marks[0], completion=marks[1])
     except (KeyError, IndexError, ValueError, AttributeError) as error:
         raise ConfigurationError(
-            f"{owner}: the prompt is no template of {{prompt}} and {{completion}} ({type(error).__name__}: {error}). "
+            f"{owner}: the prompt is no template of {{prompt}} and {{completion}} ({told(error)}). "
             "Write braces that are meant as such twice: {{ }}."
         ) from error
     if marks[1] not in filled:

@@ -328,6 +328,7 @@ def test_attaching_refuses_a_host_without_reference_and_a_vocabulary_of_another_
         ({"prompt": "{prompt} only"}, "does not show the response"),
         ({"prompt": "{completion} {question}"}, "KeyError"),
         ({"prompt": '{"json": {completion}}'}, "twice"),
+        ({"prompt": "{completion} {" + "x" * 9999 + "}"}, r"KeyError: 'x{499}…\)"),
         ({"prompt": 3}, "a text or a function"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"max_new_tokens": True}, "max_new_tokens is True"),
