@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -200,8 +201,26 @@ def _arguments(owner: str, thing: Any, problems: list[str]) -> dict[str, Any]:
             continue
         if value is None and parameter.default is None:
             continue
-        arguments[name] = _value(f"{owner}.{name}", value, problems)
+        write = _table if takes_table(parameter) and isinstance(value, Mapping) else _value
+        arguments[name] = write(f"{owner}.{name}", value, problems)
     return arguments
+
+
+def takes_table(parameter: inspect.Parameter) -> bool:
+    """Whether an argument is declared as a mapping first of all, which stands in a file as a table of plain values."""
+    return re.match(r"(?:typing\.|collections\.abc\.)?(?:Mapping|dict)\[", str(parameter.annotation)) is not None
+
+
+def _table(owner: str, value: Any, problems: list[str]) -> Any:
+    """Return plain values as data: texts, numbers, and lists and mappings of them."""
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {key: _table(f"{owner}.{key}", item, problems) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_table(owner, item, problems) for item in value]
+    if isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    problems.append(f"{owner} is {value!r}, which is neither a number nor a text")
+    return repr(value)
 
 
 def _value(owner: str, value: Any, problems: list[str]) -> Any:

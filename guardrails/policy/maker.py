@@ -13,7 +13,7 @@ from typing import Any
 from guardrails import plugins
 from guardrails.errors import told
 from guardrails.policy.checks import TEXT, Place, as_table, as_type, fail, found, made, only_keys
-from guardrails.policy.describe import SCHEDULERS
+from guardrails.policy.describe import SCHEDULERS, takes_table
 from guardrails.refine import AllOf, AnyOf, Detector, FunctionRefiner, Not, Predicate, Refiner
 from guardrails.schedulers.base import ConstraintScheduler
 
@@ -97,7 +97,11 @@ class Maker:
         for name, parameter in named.items():
             if parameter.default is parameter.empty and name not in table:
                 fail(place, f"{kind.__name__} needs {name} = ....")
-        arguments = {name: self.value((*place, name), value) for name, value in table.items()}
+        plain = {name for name, each in named.items() if takes_table(each)}
+        arguments = {
+            name: value if name in plain and isinstance(value, Mapping) else self.value((*place, name), value)
+            for name, value in table.items()
+        }
         return made(place if table else where, table, lambda: kind(**arguments))
 
     def value(self, place: Place, value: Any) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from guardrails.errors import ConfigurationError
 from guardrails.refine.degeneration import Degenerate
 from guardrails.refine.detectors import Detector
+from guardrails.refine.functions import check_plain
 from guardrails.refine.refiner import Text
 from guardrails.schedulers.base import check_number
 
@@ -27,7 +28,8 @@ class Acceptance:
         check: a further condition, ``check(prompt, completion, refined)``; one that raises refuses.
 
     Raises:
-        ConfigurationError: if a value is out of range, or ``sound`` requires entropy, which a refinement lacks.
+        ConfigurationError: if a value is out of range, ``sound`` requires entropy, which a refinement lacks, or
+            ``check`` is asynchronous.
 
     Example:
         >>> Acceptance(similarity=0.5, check=lambda prompt, completion, refined: "sorry" not in refined).similarity
@@ -55,3 +57,5 @@ class Acceptance:
             raise ConfigurationError(
                 f"Acceptance: check is {self.check!r}; give a function (prompt, completion, refined) -> bool."
             )
+        if self.check is not None:
+            check_plain("Acceptance: check", self.check)

@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from guardrails.refine.prompts import spaced_like
+from guardrails.errors import told
+from guardrails.refine.prompts import spaced_like, without_thoughts
 from guardrails.refine.refiner import Text
 
 if TYPE_CHECKING:
@@ -21,10 +22,6 @@ _GRACE = 1.0
 
 _LONGEST_WAIT = 8.0
 """Seconds between two attempts at most, unless the server asks for more."""
-
-
-_THOUGHT, _THOUGHT_OVER = "<think>", "</think>"
-"""What a reasoning model thinks stands between these, where the server has no parser for it."""
 
 
 class _UnusableError(Exception):
@@ -94,7 +91,7 @@ class Call:
         try:
             asyncio.run(self._all())
         except Exception as error:
-            self._error = f"{type(error).__name__}: {error}"
+            self._error = told(error)
 
     async def _all(self) -> None:
         openai = importlib.import_module("openai")
@@ -167,7 +164,7 @@ class Call:
         try:
             fields = self._refiner.request(prompt, completion)
         except Exception as error:
-            raise _RefusedError(f"the prompt function raised {type(error).__name__}: {error}") from error
+            raise _RefusedError(f"the prompt function raised {told(error)}") from error
         try:
             answer = await client.chat.completions.create(**fields)
         except Exception as error:
@@ -182,26 +179,15 @@ class Call:
             raise _RefusedError(f"an answer was ended by '{ended}'")
         if not isinstance(text, str):
             raise _UnusableError("an answer held no text")
-        return text if _THOUGHT in completion else _without_thoughts(text)
+        said = without_thoughts(completion, text)  # where the server has no parser for them
+        if said is None:
+            raise _RefusedError("an answer held thoughts alone")
+        return said
 
     def _described(self, error: Exception) -> str:
         if isinstance(error, asyncio.TimeoutError):
             return f"no answer within {self._refiner.timeout:g} s"
-        return f"{type(error).__name__}: {error}"[:500]
-
-
-def _without_thoughts(text: str) -> str:
-    """Return an answer without what a reasoning model thought before it, where the server leaves that in.
-
-    Raises:
-        _RefusedError: if it holds nothing else.
-    """
-    if not text.lstrip().startswith(_THOUGHT):
-        return text
-    _, ended, answer = text.partition(_THOUGHT_OVER)
-    if not ended:
-        raise _RefusedError("an answer held thoughts alone")
-    return answer.lstrip()
+        return told(error)
 
 
 def _hopeless(error: Exception) -> bool:

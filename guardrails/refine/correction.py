@@ -10,6 +10,7 @@ from typing import TypeGuard
 
 import numpy as np
 
+from guardrails.errors import told
 from guardrails.refine.acceptance import Acceptance
 from guardrails.refine.detectors import Detector, Rows, detected
 from guardrails.refine.edits import edit_ratio
@@ -115,7 +116,7 @@ class Corrector:
         try:
             offers = list(self._refiner.refine(rows.prompts, rows.completions))
         except Exception as error:
-            self._warn("refine", f"The refiner {self._refiner!r} raised {type(error).__name__}: {error}.")
+            self._warn("refine", f"The refiner {self._refiner!r} raised {told(error)}.")
             return [None] * len(rows)
         if len(offers) != len(rows):
             self._warn(
@@ -179,7 +180,7 @@ class Corrector:
         try:
             return bool(check(rows.prompts[row], rows.completions[row], refined))
         except Exception as error:
-            self._warn("check", f"The check {check!r} raised {type(error).__name__}: {error}; it refuses then.")
+            self._warn("check", f"The check {check!r} raised {told(error)}; it refuses then.")
             return False
 
     def _worse(self, left: Sequence[int], texts: Mapping[int, str], score: Score | None) -> list[int]:
@@ -192,7 +193,7 @@ class Corrector:
             gains = list(score(left, [texts[row] for row in left]))
             return [row for row, gain in zip(left, gains, strict=True) if gain is None or not gain >= 0.0]
         except Exception as error:
-            self._warn("score", f"Scoring refinements failed ({type(error).__name__}: {error}); they are refused then.")
+            self._warn("score", f"Scoring refinements failed ({told(error)}); they are refused then.")
             return list(left)
 
     def _warn(self, kind: str, text: str) -> None:

@@ -89,7 +89,8 @@ class Empty(Detector):
 class Unparsable(Detector):
     r"""Rows that are no JSON, or no Python. Nothing is executed.
 
-    One Markdown fence around the whole is taken off first, and Python may be indented as a block.
+    One Markdown fence around the whole is taken off first, and Python may be indented as a block. Of a conversation the
+    policy's last message is parsed alone.
 
     Args:
         language: ``"json"`` (RFC 8259, so without NaN) or ``"python"`` (that of the interpreter in use).
@@ -112,7 +113,8 @@ class Unparsable(Detector):
     def detect(self, rows: Rows) -> list[bool | None]:
         """Return where the parser gives up."""
         parse = _parse_json if self.language == "json" else _parse_python
-        return [not _parses(parse, _unfenced(text)) for text in rows.completions]
+        texts = rows.completions if rows.answers is None else rows.answers
+        return [not _parses(parse, _unfenced(text)) for text in texts]
 
 
 class LowEntropy(Detector):

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from guardrails.errors import ConfigurationError
+from guardrails.errors import ConfigurationError, told
 from guardrails.refine.refiner import Text, plain
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,8 @@ class Rows:
         truncated: whether each was cut at the host's maximal length; None where the host does not know.
         entropy: mean policy entropy of each, in nats per token; None where the host does not know.
         infos: the data set's row of each; None where there is none.
+        answers: of completions that are conversations, the last message that the policy wrote; None where they are
+            one text each.
 
     Raises:
         ConfigurationError: if columns differ in length.
@@ -41,9 +43,10 @@ class Rows:
     truncated: Sequence[bool] | None = None
     entropy: Sequence[float] | None = None
     infos: Sequence[Mapping[str, Any]] | None = None
+    answers: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("prompts", "truncated", "entropy", "infos"):
+        for name in ("prompts", "truncated", "entropy", "infos", "answers"):
             column = getattr(self, name)
             if column is not None and len(column) != len(self.completions):
                 raise ConfigurationError(
@@ -102,7 +105,8 @@ class Detector(ABC):
     def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **columns: Any) -> list[float]:
         """Return 1.0 for each degenerate completion, else 0.0: the signature of a TRL reward function.
 
-        What the detector cannot tell, or fails on, counts as degenerate.
+        Of a conversation the messages of the assistant are judged, and those without a role; what tools and others
+        wrote is not the policy's. What the detector cannot tell, or fails on, counts as degenerate.
 
         Raises:
             ConfigurationError: if it requires a column that cost functions are not given.
@@ -119,7 +123,13 @@ class Detector(ABC):
             if isinstance(values, Sized) and not isinstance(values, (str, Mapping)) and len(values) == n_rows
         }
         infos = [{name: values[row] for name, values in per_row.items()} for row in range(n_rows)]  # type: ignore[index]
-        rows = Rows(prompts=prompts, completions=[plain(text) for text in completions], infos=infos)
+        written = [text if isinstance(text, str) else _of_assistant(text) for text in completions]
+        rows = Rows(
+            prompts=prompts,
+            completions=[plain(text) for text in written],
+            infos=infos,
+            answers=[plain(text if isinstance(text, str) else text[-1:]) for text in written],
+        )
         found, failure = detected(self, rows)
         if failure:
             logger.warning("Detector %r %s; the rows concerned count as degenerate.", self, failure)
@@ -148,13 +158,17 @@ def detected(detector: Detector, rows: Rows) -> tuple[list[bool], str]:
         found = list(detector.detect(rows))
         unusable = [each for each in found if not (each is None or _is_truth(each))]
     except Exception as error:
-        return [True] * len(rows), f"raised {type(error).__name__}: {error}"
+        return [True] * len(rows), f"raised {told(error)}"
     if len(found) != len(rows):
         return [True] * len(rows), f"returned {len(found)} answers for {len(rows)} rows"
     if unusable:
         return [True] * len(rows), f"returned {unusable[0]!r}, which is neither true, false nor None"
     unknown = sum(each is None for each in found)
     return [each is None or bool(each) for each in found], f"could not tell of {unknown} rows" if unknown else ""
+
+
+def _of_assistant(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [dict(message) for message in messages if message.get("role") in (None, "assistant")]
 
 
 def _is_truth(value: Any) -> bool:

@@ -16,7 +16,7 @@ from transformers import GenerationConfig
 
 from guardrails.errors import AttachError, ConfigurationError
 from guardrails.refine.copying import copy_ahead, supports
-from guardrails.refine.prompts import PROMPT, Template, check_template, fill, spaced_like
+from guardrails.refine.prompts import PROMPT, Template, check_template, fill, spaced_like, without_thoughts
 from guardrails.refine.refiner import RefineHost, Refiner, Text
 
 logger = logging.getLogger(__name__)
@@ -33,8 +33,9 @@ class ModelRefiner(Refiner):
     correction: a row that is left unchanged costs one forward pass, see `guardrails.refine.copying`. A model whose
     attention slides or whose state is not a plain cache is decoded by ``generate``, with the same result.
 
-    A row that has not ended within ``max_new_tokens`` has nothing to offer. White space around a correction
-    is that of the response, as it depends on where in a text it stands, not on what is right.
+    A row that has not ended within ``max_new_tokens``, or holds thoughts alone, has nothing to offer. What a reasoning
+    model thinks before its answer is no part of the correction, unless the response itself has thoughts. White space
+    around a correction is that of the response, as it depends on where in a text it stands, not on what is right.
 
     Args:
         model: a causal language model of transformers; None is the host's reference model, or with PEFT the
@@ -48,6 +49,9 @@ class ModelRefiner(Refiner):
         max_new_tokens: tokens of a correction at most, its end included, ≥ 1; None is as many as a completion may
             have.
         batch_size: rows per forward pass, ≥ 1.
+        chat_template_kwargs: what the chat template is given besides the messages, such as
+            ``{"enable_thinking": False}``; None is what the host gives it where the tokenizer is the host's, else
+            nothing.
 
     Raises:
         ConfigurationError: if an argument cannot be used.
@@ -68,6 +72,7 @@ class ModelRefiner(Refiner):
         generation: Mapping[str, Any] | GenerationConfig | None = None,
         max_new_tokens: int | None = None,
         batch_size: int = 64,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         if model is not None and not (isinstance(model, nn.Module) and hasattr(model, "generate")):
             raise ConfigurationError(
@@ -77,6 +82,12 @@ class ModelRefiner(Refiner):
         for argument, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ConfigurationError(f"ModelRefiner: {argument} is {value!r}; give a whole number, at least 1.")
+        if not (chat_template_kwargs is None or isinstance(chat_template_kwargs, Mapping)):
+            raise ConfigurationError(
+                f"ModelRefiner: chat_template_kwargs is {chat_template_kwargs!r}; give a mapping, such as "
+                "{'enable_thinking': False}, or None."
+            )
+        self.chat_template_kwargs = None if chat_template_kwargs is None else dict(chat_template_kwargs)
         self.model, self.tokenizer, self.prompt = model, tokenizer, check_template("ModelRefiner", prompt)
         self.generation, self.max_new_tokens, self.batch_size = _settings(generation), max_new_tokens, batch_size
         self._host: RefineHost | None = None
@@ -117,9 +128,7 @@ class ModelRefiner(Refiner):
                 "This ModelRefiner is not attached to a host. Put it into a Guard: Guard(Refinement(...))."
             )
         tokenizer = self.tokenizer or host.tokenizer
-        asked = [
-            self._ask(tokenizer, prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)
-        ]
+        asked = [self._ask(host, tokenizer, *row) for row in zip(prompts, completions, strict=True)]
         drafts = [_words(tokenizer, completion.strip()) for completion in completions]
         order = sorted(range(len(asked)), key=lambda row: len(asked[row]) + len(drafts[row]))
         offers: list[str | None] = [None] * len(asked)
@@ -133,19 +142,24 @@ class ModelRefiner(Refiner):
                 for row, ids in zip(rows, written, strict=True):
                     if ids and ids[-1] in ends:
                         text = tokenizer.decode(ids[:-1], skip_special_tokens=True)
-                        offers[row] = spaced_like(completions[row], text)
+                        said = without_thoughts(completions[row], text)
+                        offers[row] = None if said is None else spaced_like(completions[row], said)
         return offers
 
     def _reference(self, host: RefineHost) -> AbstractContextManager[Any]:
         return host.reference() if self.model is None else nullcontext(self.model)
 
-    def _ask(self, tokenizer: Any, prompt: Text, completion: str) -> list[int]:
+    def _ask(self, host: RefineHost, tokenizer: Any, prompt: Text, completion: str) -> list[int]:
         text = fill(self.prompt, prompt, completion)
         if isinstance(self.prompt, str) and (not isinstance(prompt, str) or getattr(tokenizer, "chat_template", None)):
             text = [{"role": "user", "content": text}]
         if isinstance(text, str):
             return list(tokenizer(text)["input_ids"])
-        ids = tokenizer.apply_chat_template(text, add_generation_prompt=True, tokenize=True, return_dict=True)
+        given = self.chat_template_kwargs
+        if given is None:
+            given = getattr(host, "chat_template_kwargs", {}) if self.tokenizer is None else {}
+        settings = {**given, "add_generation_prompt": True, "tokenize": True, "return_dict": True}
+        ids = tokenizer.apply_chat_template(text, **settings)
         return list(ids["input_ids"])
 
     def _decode(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from guardrails.errors import ConfigurationError
+from guardrails.errors import ConfigurationError, told
 from guardrails.refine.refiner import Text, plain
 
 Template: TypeAlias = "str | Callable[[Text, str], Text]"
@@ -24,6 +24,9 @@ Response:
 Corrected response:
 """
 """What a model is asked by default."""
+
+_THOUGHT, _THOUGHT_OVER = "<think>", "</think>"
+"""What a reasoning model thinks stands between these, where nothing before has taken it out."""
 
 
 def check_template(owner: str, template: Any) -> Template:
@@ -46,7 +49,7 @@ def check_template(owner: str, template: Any) -> Template:
         filled = template.format(prompt=marks[0], completion=marks[1])
     except (KeyError, IndexError, ValueError, AttributeError) as error:
         raise ConfigurationError(
-            f"{owner}: the prompt is no template of {{prompt}} and {{completion}} ({type(error).__name__}: {error}). "
+            f"{owner}: the prompt is no template of {{prompt}} and {{completion}} ({told(error)}). "
             "Write braces that are meant as such twice: {{ }}."
         ) from error
     if marks[1] not in filled:
@@ -97,3 +100,21 @@ def spaced_like(completion: str, refined: str) -> str:
         return core
     start = completion.index(before)
     return completion[:start] + core + completion[start + len(before) :]
+
+
+def without_thoughts(completion: str, answer: str) -> str | None:
+    """Return a model's answer without what it thought before, None if that is all; as it is if the completion thinks.
+
+    Where the chat template has opened the thought, the answer has the end of it alone.
+
+    Example:
+        >>> without_thoughts("Godd day.", "<think>A letter is wrong.</think> Good day.")
+        'Good day.'
+    """
+    if _THOUGHT in completion or _THOUGHT_OVER in completion:
+        return answer
+    thought, over, said = answer.partition(_THOUGHT_OVER)
+    opened = answer.lstrip().startswith(_THOUGHT)
+    if not opened and (not over or _THOUGHT in thought):
+        return answer
+    return said.lstrip() or None

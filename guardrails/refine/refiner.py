@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from guardrails.errors import ConfigurationError
+from guardrails.refine.functions import check_plain
 
 Text: TypeAlias = "str | list[dict[str, Any]]"
 """A prompt or completion as a host hands it over: plain, or a list of messages with ``role`` and ``content``."""
@@ -19,7 +20,10 @@ Text: TypeAlias = "str | list[dict[str, Any]]"
 
 @runtime_checkable
 class RefineHost(Protocol):
-    """What an adapter offers a refiner while it is attached."""
+    """What an adapter offers a refiner while it is attached.
+
+    One that gives its chat template more than the messages has these settings as the mapping ``chat_template_kwargs``.
+    """
 
     @property
     def tokenizer(self) -> Any:
@@ -98,7 +102,7 @@ class FunctionRefiner(Refiner):
         function: takes a prompt and the text of its completion and returns the corrected text, or None.
 
     Raises:
-        ConfigurationError: if it is no function.
+        ConfigurationError: if it is no function, or asynchronous.
 
     Example:
         >>> FunctionRefiner(lambda prompt, completion: completion.strip()).refine(["Hello"], [" Good day. "])
@@ -112,6 +116,7 @@ class FunctionRefiner(Refiner):
             raise ConfigurationError(
                 f"FunctionRefiner({function!r}): give a function (prompt, completion) -> text or None."
             )
+        check_plain("FunctionRefiner", function)
         self.function = function
 
     def refine(self, prompts: Sequence[Text], completions: Sequence[str]) -> list[str | None]:

@@ -64,7 +64,7 @@ class AttachedCallback(TrainerCallback):
             self._let_go()
         finally:
             host.forget(PREFIX)
-            while host.has_callback(self):
+            while host.times_added(self):
                 host.trainer.remove_callback(self)
             self._wrapping = None
             self._close_ledger()
@@ -112,8 +112,14 @@ class AttachedCallback(TrainerCallback):
             self._ledger = None
 
     def _check_added(self, host: Wrapping) -> None:
-        """Raise unless this callback hears of the training it acts in."""
-        if not host.has_callback(self):
+        """Raise unless this callback hears of the training it acts in, and once of each thing."""
+        added = host.times_added(self)
+        if added > 1:
+            raise AttachError(
+                f"This GuardrailsCallback was added to the trainer {added} times, so it would decide as often in each "
+                "step. Call trainer.add_callback(callback) once; constructing it does not add it."
+            )
+        if not added:
             raise AttachError(
                 "A guard is attached to this trainer, but its callback was not added. Call "
                 "trainer.add_callback(callback) before trainer.train(), or callback.detach()."

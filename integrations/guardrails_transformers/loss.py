@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.trainer_pt_utils import find_batch_size
 
 from guardrails import AttachError, Guard
 from guardrails.rollout import FloatArray
@@ -68,7 +69,7 @@ class GuardedLoss:
             self._host.name, lambda hidden: seams.head_logits(self._host.unwrapped(model), hidden)
         )
         costs = {name: self._measure(name, source, outputs, given) for name, source in self._sources.items()}
-        self.rows.add(costs)
+        self.rows.add(costs, find_batch_size(given) or 0)
         term = self._penalty(costs, self.rows, self._host)
         if term is None:
             return result

@@ -30,8 +30,8 @@ class Traffic:
 class Rows:
     """Collects what the batches of a step cost, a column per name.
 
-    A function that returns one number for a batch of several rows, told by the other columns, counts as often as the
-    batch has rows. A column with fewer rows than others is filled up with its mean. Neither moves its mean.
+    A function that returns one number for a batch counts as often as the batch has rows, where another column is per
+    row. A column with fewer rows than others is filled up with its mean. Neither moves its mean.
 
     Args:
         names: the columns.
@@ -54,9 +54,16 @@ class Rows:
         self._batches, self._sums = [], None
         self._gradients = dict.fromkeys(self._names, False)
 
-    def add(self, costs: Mapping[str, Tensor]) -> None:
-        """Keep the costs of one batch, each a number or ``(n_rows,)``, on their device."""
-        n_rows = max((cost.numel() for cost in costs.values() if cost.ndim), default=1)
+    def add(self, costs: Mapping[str, Tensor], batch_size: int = 0) -> None:
+        """Keep the costs of one batch, on their device.
+
+        Args:
+            costs: a number or ``(n_rows,)`` each.
+            batch_size: rows of the batch, where that is known: costs may concern only some of them.
+        """
+        lengths = {name: cost.numel() for name, cost in costs.items() if cost.ndim}
+        complete = not self._by_row.isdisjoint(lengths)  # what a gate reads concerns every row, which may be a pair
+        n_rows = max(*lengths.values(), 0 if complete else batch_size) if lengths else 1
         batch = []
         for name in self._names:
             cost = costs[name].detach()

@@ -55,9 +55,9 @@ class Wrapping:
         folder = f"{PREFIX_CHECKPOINT_DIR}-{self.trainer.state.global_step}"
         return Path(os.fspath(self.trainer._get_output_dir(trial=trial))) / folder
 
-    def has_callback(self, callback: Any) -> bool:
-        """Whether ``callback`` was added to the trainer."""
-        return any(present is callback for present in self.trainer.callback_handler.callbacks)
+    def times_added(self, callback: Any) -> int:
+        """Return how often ``callback`` was added to the trainer."""
+        return sum(present is callback for present in self.trainer.callback_handler.callbacks)
 
     def wrap(self, name: str, wrapper: Callable[..., Any]) -> None:
         """Put ``wrapper(original, *args)`` in the place of a method, on this instance alone."""

@@ -49,7 +49,7 @@ class GuardrailsCallback(AttachedCallback):
     On GRPO and RLOO, which this class serves itself, A = (A_r - Σ λᵢ A_cᵢ) / (1 + Σ λᵢ). For `OnlineDPOTrainer` the
     constructor returns a `guardrails_trl.pairs.PairsCallback`; for trainers whose loss comes from a batch, such as
     SFT, DPO, KTO and reward trainers, a `guardrails_transformers.GuardrailsCallback`, whose costs and further
-    arguments are described there.
+    arguments are described there. A subclass of this one serves GRPO and RLOO only, and is refused elsewhere.
 
     A_r are the host's own advantages; A_cᵢ are what the host's own estimator makes of cost i alone, whatever
     ``scale_rewards``, ``multi_objective_aggregation`` or ``normalize_advantages`` say. Once per generation batch,
@@ -62,8 +62,8 @@ class GuardrailsCallback(AttachedCallback):
 
     Metrics may read rewards, costs and lengths; on one process also prompts, completions, the data set's rows as
     infos, and ``entropy`` and ``kl`` where the host computes them anyway: RLOO the first, GRPO both where a batch
-    is used for more than one update. Dials: ``beta``, ``temperature``, ``max_completion_length``; see
-    `guardrails_trl.dials`.
+    is used for more than one update. These two are of the tokens that the policy sampled, lengths of all tokens.
+    Dials: ``beta``, ``temperature``, ``max_completion_length``; see `guardrails_trl.dials`.
 
     A `Refinement` adds α · (-log π(y⁺|x)) to the loss: what the policy wrote is corrected right after the host has
     scored it, and the corrections travel with their rows; see `guardrails_trl.refined_loss`. Evaluation refines
@@ -94,6 +94,13 @@ class GuardrailsCallback(AttachedCallback):
         if where == "groups":
             return super().__new__(cls)
         other = PairsCallback if where == "pairs" else guardrails_transformers.GuardrailsCallback
+        if cls is not GuardrailsCallback:
+            kind, address = type(trainer).__name__, f"{other.__module__.removesuffix('.callback')}.{other.__name__}"
+            raise AttachError(
+                f"{cls.__name__} extends guardrails_trl.GuardrailsCallback, which acts on GRPO and RLOO alone; "
+                f"{kind} is guarded by a {address}, so nothing of {cls.__name__} would run. Derive it from {address} "
+                "for this trainer, or add a TrainerCallback of your own beside the guard's."
+            )
         return other(trainer, guard, **options)
 
     def __init__(
@@ -150,6 +157,23 @@ class GuardrailsCallback(AttachedCallback):
         if self._refining is not None:
             self._refining.begin()
 
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Train on the batch in hand with what it was generated with, also after an evaluation that failed."""
+        if self._dials is not None:
+            self._dials.back()
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Give the batch in hand back what it was generated with."""
+        if self._dials is not None:
+            self._dials.back()
+
+    def on_predict(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Give the batch in hand back what it was generated with."""
+        if self._dials is not None:
+            self._dials.back()
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Log what the refinement's term was over the micro-batches of an optimizer step."""
         if self._refining is not None:
@@ -169,7 +193,7 @@ class GuardrailsCallback(AttachedCallback):
         completion_ids_list: list[list[int]],
     ) -> Tensor:
         """Score costs as further columns of the host's rewards, and return the rewards alone."""
-        host, by_constraint = self._attached(), self._functions
+        host, by_constraint, dials = self._attached(), self._functions, self._dials
         functions = {
             f"{PREFIX}{name}/cost" + (f"[{i}]" if i else ""): function
             for name, parts in by_constraint.items()
@@ -181,6 +205,8 @@ class GuardrailsCallback(AttachedCallback):
         rewards, remaining = columns[:, :n_rewards], columns[:, n_rewards:]
         parts = torch.split(remaining, [*map(len, by_constraint.values()), 1], dim=1)
         costs = {name: part.sum(dim=1) for name, part in zip(by_constraint, parts[:-1], strict=True)}
+        if dials is not None:
+            costs = dials.measured(costs)
         total = host.total_rewards(rewards)
         if total.isnan().any():
             _warn_unscored(host, columns, n_rewards, prompts, completions)
@@ -193,7 +219,7 @@ class GuardrailsCallback(AttachedCallback):
         if host.mode == "train":
             self._check_added(host)
         if self._dials is not None:
-            self._dials.before(self._guard)
+            self._dials.before(self._guard, training=host.mode == "train")
         try:
             with nullcontext() if self._dials is None else self._dials.watching():
                 output = original(inputs)

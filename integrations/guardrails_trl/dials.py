@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import trl
+from torch import Tensor
 from trl.trainer.grpo_trainer import GRPOTrainer
 
 from guardrails import AttachError, Constraint, Dial, Guard
@@ -19,7 +20,7 @@ BETA, TEMPERATURE, LENGTH = "beta", "temperature", "max_completion_length"
 
 
 class Dials:
-    """What a guard turns on a trainer: `before` each generation, and `after` it has decided.
+    """What a guard turns on a trainer: `before` each generation, `after` it has decided, and `back` once it evaluated.
 
     - ``beta``, the weight of the KL term. GRPO reads it in the loss, so a new value holds for the batch it was
       decided on. RLOO subtracts the term from the rewards when it scores, so there it holds from the next batch on.
@@ -30,7 +31,8 @@ class Dials:
     ``beta`` may be the multiplier of a constraint on the divergence instead of a dial, see
     `guardrails_trl.divergence`; the same holds for when it acts.
 
-    Evaluation generates with the values in force too.
+    Evaluation generates and scores with the values in force too. A batch in training that it interrupts gets back the
+    temperature and length it was generated with: at any other its importance ratios would not be those of sampling.
 
     Args:
         trainer: a trainer of TRL.
@@ -59,6 +61,7 @@ class Dials:
         self._held = None if held is None else held.name
         self._divergence = None if held is None else Divergence(trainer)
         self._initial = {name: getattr(trainer, name) for name in self._names}
+        self._generated: dict[str, float] = {}
         self._heads = temperature_cells(trainer, host) if TEMPERATURE in self._names else []
 
     @property
@@ -74,8 +77,17 @@ class Dials:
         """Return what measures the cost of a constraint that turns a knob; nothing for any other constraint."""
         return [self._divergence.cost] if self._divergence is not None and part.name in self.steering else []
 
-    def before(self, guard: Guard) -> None:
-        """Set what a generation reads, from what is in force in ``guard``."""
+    def measured(self, costs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return costs that were gathered over all processes, with what a host hides from them filled in."""
+        return {name: Divergence.of_all(rows) if name == self._held else rows for name, rows in costs.items()}
+
+    def before(self, guard: Guard, *, training: bool) -> None:
+        """Set what a generation reads, from what is in force in ``guard``.
+
+        Args:
+            guard: has the dials.
+            training: whether the batch is one to train on, else to evaluate.
+        """
         values = guard.dials
         for name in self._names:
             if name == BETA and isinstance(self._trainer, GRPOTrainer):
@@ -86,11 +98,18 @@ class Dials:
                 self._set(BETA, max(guard.multipliers[self._held], sys.float_info.min))
             else:
                 self._set(name, values[name])
+        if training:
+            self._generated = {name: values[name] for name in self._names if name != BETA}
 
     def after(self, guard: Guard) -> None:
         """Set what the losses on the batch read, from what is in force in ``guard``."""
         if BETA in self._names:
             self._set(BETA, guard.dials[BETA] if self._held is None else guard.multipliers[self._held])
+
+    def back(self) -> None:
+        """Set what the losses on the batch in training read, after evaluations since it was generated."""
+        for name, value in self._generated.items():
+            self._set(name, value)
 
     def restore(self) -> None:
         """Put back what the trainer had before."""

@@ -20,6 +20,9 @@ from guardrails_trl.seams import LOG_PROBS, check_log_probs
 KL = "kl"
 """What a constraint gives as its ``cost`` to read the divergence."""
 
+_HIDDEN = -1.0
+"""Stands for the divergence of a hidden completion until all are gathered; a divergence is never negative."""
+
 
 def constraint_on_kl(guard: Guard, trainer: Any, host: str) -> Constraint | None:
     """Return the constraint that reads the divergence, or None.
@@ -27,7 +30,14 @@ def constraint_on_kl(guard: Guard, trainer: Any, host: str) -> Constraint | None
     Raises:
         AttachError: if ``beta`` cannot follow its multiplier on this trainer, or follows something else too.
     """
-    found = [part for part in guard.constraints if part.cost == KL and part.name not in guard.steering]
+    found = [part for part in guard.constraints if part.cost == KL]
+    weight = next((part.name for part in found if part.name in guard.steering), None)
+    if weight is not None:
+        raise AttachError(
+            f"Constraint '{weight}' is the weight of a Refinement and reads cost='kl', whose multiplier is beta: it "
+            "cannot be the weight of corrections. Hold the divergence by a Constraint beside the Refinement, and give "
+            "the weight another cost, such as a detector, or none, which is the edit ratio."
+        )
     if not found:
         return None
     owner = f"Constraint '{found[0].name}'"
@@ -102,14 +112,38 @@ class Divergence:
             self._calls.clear()
 
     def cost(self, prompts: list[Any], **columns: Any) -> list[float]:
-        """Return the divergence of each completion the host is scoring, in nats per token; a TRL reward function."""
+        """Return the divergence of each completion the host is scoring, in nats per token; a TRL reward function.
+
+        Of completions that ``mask_truncated_completions`` hides, the host computes nothing: they are marked, and
+        `of_all` has to replace them.
+        """
         policy, reference = self._both()
         attention_mask, n_tokens = reference.arguments[1:3]
         mask = attention_mask[:, -n_tokens:]
         ratio = (reference.log_probs - policy).double()
         per_token = (ratio.exp() - ratio - 1.0) * mask
-        values: list[float] = (per_token.sum(dim=1) / mask.sum(dim=1).clamp(min=1)).tolist()
+        shown = mask.sum(dim=1)
+        means = per_token.sum(dim=1) / shown.clamp(min=1)
+        values: list[float] = torch.where(shown > 0, means, _HIDDEN).tolist()
         return values
+
+    @staticmethod
+    def of_all(values: Tensor) -> Tensor:
+        """Return the gathered `cost` of all processes, with the mean of the shown completions for the hidden ones.
+
+        So these move no mean. Where all are hidden nothing is known, and they are NaN, which counts as a violation.
+
+        Args:
+            values: ``(n_rows,)`` nats per token.
+
+        Example:
+            >>> Divergence.of_all(torch.tensor([0.25, -1.0, 0.75]))
+            tensor([0.2500, 0.5000, 0.7500])
+            >>> Divergence.of_all(torch.tensor([-1.0]))
+            tensor([nan])
+        """
+        hidden = values == _HIDDEN
+        return torch.where(hidden, values[~hidden].nanmean(), values)
 
     def _both(self) -> tuple[Tensor, _Call]:
         """Return the policy's log-probabilities, and the reference's, which the host computes last."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,7 +25,7 @@ LOSS = "compute_loss"
 LOG_PROBS = "_get_per_token_logps_and_entropies"
 
 _PARAMETERS = ["model", "input_ids", "attention_mask", "logits_to_keep"]
-_ATTRIBUTES = ("max_completion_length", "_tokenizer", "_pending_extra_logs", "_pending_metrics")
+_ATTRIBUTES = ("max_completion_length", "chat_template_kwargs", "_tokenizer", "_pending_extra_logs", "_pending_metrics")
 _LOSS_TYPES = ("grpo", "sapo", "bnpo", "dr_grpo", "dapo", "cispo", "vespo", "luspo")
 
 
@@ -53,6 +53,11 @@ class RefineSeams:
     def tokenizer(self) -> Any:
         """The policy's tokenizer."""
         return self._trainer._tokenizer
+
+    @property
+    def chat_template_kwargs(self) -> Mapping[str, Any]:
+        """What the host gives the chat template of its prompts besides the messages."""
+        return dict(self._trainer.chat_template_kwargs)
 
     @property
     def max_completion_length(self) -> int:

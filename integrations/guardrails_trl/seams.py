@@ -103,10 +103,13 @@ class Host(Wrapping):
         """Return ``entropy`` and ``kl`` per completion, in nats per token, from what the host computed for a batch.
 
         Entropy is estimated by -log π of the sampled tokens; the divergence by exp(r) - r - 1 with
-        r = log π_ref - log π, as the host's own ``kl`` is. Both are at the temperature of sampling. They are NaN for
-        completions that ``mask_truncated_completions`` hides.
+        r = log π_ref - log π, as the host's own ``kl`` is. Both are at the temperature of sampling, and means over the
+        tokens that the policy sampled: what a tool, environment or ``rollout_func`` wrote is left out. They are NaN
+        for completions without any, and for those that ``mask_truncated_completions`` hides.
         """
         mask = output["completion_mask"]
+        if "tool_mask" in output:
+            mask = mask * output["tool_mask"]
         n_tokens = mask.sum(dim=1).float()
         n_tokens[n_tokens == 0] = float("nan")  # of what is masked as truncated the host computes nothing
         if not self._is_grpo:

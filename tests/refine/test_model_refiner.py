@@ -205,14 +205,16 @@ def test_greedy_decoding_leaves_the_random_state_alone(repairing):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def asked(refiner, tokenizer, prompt, completion="b"):
+def asked(refiner, tokenizer, prompt, completion="b", **host):
     """What the model is given to read."""
     model = LlamaForCausalLM(LlamaConfig(**shape())).eval()
     seen = []
     model.register_forward_pre_hook(
         lambda module, arguments, keywords: seen.append(keywords["input_ids"][0]), with_kwargs=True
     )
-    refiner.attach(Host(model, tokenizer))
+    offering = Host(model, tokenizer)
+    vars(offering).update(host)
+    refiner.attach(offering)
     refiner.refine([prompt], [completion])
     text = tokenizer.decode(seen[0])
     return text.removesuffix(completion).strip()  # the draft is read with it
@@ -237,6 +239,49 @@ def test_a_function_decides_between_text_and_messages_itself():
     assert asked(ModelRefiner(prompt=lambda prompt, completion: f"c {completion} :"), chat, "a") == "c b :"
     messages = ModelRefiner(prompt=lambda prompt, completion: [{"role": "user", "content": f"e {completion}"}])
     assert asked(messages, chat, "a") == "user : e b / assistant :"
+
+
+THINKING = TEMPLATE + (
+    "{% if add_generation_prompt and enable_thinking is defined and not enable_thinking %}j j {% endif %}"
+)
+
+
+def test_the_chat_template_is_given_what_the_host_gives_it_or_what_is_said():
+    words, own = build_tokenizer(chat=True), build_tokenizer(chat=True)
+    words.chat_template = own.chat_template = THINKING
+    off, thinking, quiet = {"enable_thinking": False}, "user : b / assistant :", "user : b / assistant : j j"
+    plain = ModelRefiner(prompt="{completion}")
+    assert asked(plain, words, "a") == thinking
+    assert asked(plain, words, "a", chat_template_kwargs=off) == quiet
+    assert asked(ModelRefiner(prompt="{completion}", chat_template_kwargs=off), words, "a") == quiet
+    loud = ModelRefiner(prompt="{completion}", chat_template_kwargs={})
+    assert asked(loud, words, "a", chat_template_kwargs=off) == thinking
+    other = ModelRefiner(prompt="{completion}", tokenizer=own)  # whose template is none of the host's
+    assert asked(other, words, "a", chat_template_kwargs=off) == thinking
+
+
+@pytest.mark.parametrize(
+    ("written", "completion", "offer"),
+    [
+        ("<think> a b </think> c", "5 c", "c"),
+        ("a b </think> c", "5 c", "c"),  # the chat template has opened the thought
+        ("<think> a b </think>", "5 c", None),
+        ("<think> a b", "5 c", None),
+        ("<think> a </think> c", "<think> 5 </think> c", "<think> a </think> c"),
+        ("<think> a </think> c", "5 </think> c", "<think> a </think> c"),
+        ("c <think> a </think>", "5 c", "c <think> a </think>"),
+        ("c", "5 c", "c"),
+    ],
+)
+def test_thoughts_are_no_part_of_a_correction_unless_the_completion_has_some(
+    repairing, monkeypatch, written, completion, offer
+):
+    words = build_tokenizer()
+    words.add_tokens(["<think>", "</think>"])
+    refiner = ModelRefiner(LlamaForCausalLM(LlamaConfig(**shape(vocab_size=len(words)))), prompt=ASK)
+    refiner.attach(Host(None, words))
+    monkeypatch.setattr(refiner, "_decode", lambda *arguments: [[*words(written)["input_ids"], words.eos_token_id]])
+    assert refiner.refine(["x"], [completion]) == [offer]
 
 
 def test_the_default_prompt_shows_both_and_asks_for_few_changes():
@@ -283,11 +328,13 @@ def test_attaching_refuses_a_host_without_reference_and_a_vocabulary_of_another_
         ({"prompt": "{prompt} only"}, "does not show the response"),
         ({"prompt": "{completion} {question}"}, "KeyError"),
         ({"prompt": '{"json": {completion}}'}, "twice"),
+        ({"prompt": "{completion} {" + "x" * 9999 + "}"}, r"KeyError: 'x{499}…\)"),
         ({"prompt": 3}, "a text or a function"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"max_new_tokens": True}, "max_new_tokens is True"),
         ({"batch_size": 1.5}, "batch_size is 1.5"),
         ({"generation": 5}, "generation is 5"),
+        ({"chat_template_kwargs": True}, "chat_template_kwargs is True"),
         ({"model": "meta-llama/x"}, "a causal language model"),
         ({"model": nn.Linear(2, 2)}, "a causal language model"),
     ],

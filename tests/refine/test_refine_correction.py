@@ -10,6 +10,7 @@ from guardrails.refine import (
     Acceptance,
     Always,
     Corrector,
+    CostAbove,
     Empty,
     FunctionRefiner,
     LowEntropy,
@@ -188,6 +189,39 @@ def test_no_rows_are_no_corrections():
     result = correct([], [])
     assert result.targets == []
     assert result.edit_ratio.shape == (0,)
+
+
+class UnspeakableError(Exception):
+    def __str__(self):
+        raise RuntimeError("no words for it")
+
+
+def raising(error):
+    def function(*arguments, **kwargs):
+        raise error
+
+    return function
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (UnspeakableError(), "UnspeakableError: its message cannot be shown"),
+        (ValueError("x" * 9999), f"ValueError: {'x' * 500}…"),
+    ],
+    ids=["unspeakable", "long"],
+)
+def test_an_error_that_cannot_be_told_or_never_ends_stops_nothing(caplog, error, told):
+    accept = Acceptance(sound=None, check=raising(error))
+    assert not correct(["two"], ["one"], accept=accept).accepted[0]
+    assert not correct(["two"], ["one"], accept=Acceptance(sound=None, reward=True), score=raising(error)).accepted[0]
+    assert correct(FunctionRefiner(raising(error)), ["one"]).failed == 1
+    assert correct(["two"], ["one"], when=CostAbove(raising(error))).accepted[0]
+    with caplog.at_level(logging.DEBUG):
+        assert Predicate(raising(error)).detect(Rows(prompts=["a"], completions=["b"])) == [None]
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 5
+    assert all(told in message and len(message) < 700 for message in messages)
 
 
 def test_a_function_that_raises_on_one_row_refines_the_others():

@@ -1,3 +1,4 @@
+import functools
 import math
 import time
 
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from guardrails import ConfigurationError, Constraint
 from guardrails.refine import (
+    Acceptance,
     AllOf,
     Always,
     AnyOf,
@@ -15,6 +17,7 @@ from guardrails.refine import (
     Degenerate,
     Detector,
     Empty,
+    FunctionRefiner,
     LowEntropy,
     Not,
     Predicate,
@@ -63,6 +66,15 @@ def contract(make, texts=TEXTS, **columns):
 
 def length(completions, **kwargs):
     return [float(len(text)) for text in completions]
+
+
+async def asynchronous(*arguments, **kwargs):
+    return [0.0]
+
+
+class Asynchronous:
+    async def __call__(self, **kwargs):
+        return [0.0]
 
 
 TestRepetition = contract(Repetition)
@@ -253,6 +265,27 @@ def test_a_detector_is_a_cost_function(caplog):
     assert "Broken() raised RuntimeError" in caplog.text
 
 
+def test_as_a_cost_function_it_judges_what_the_policy_wrote_and_not_its_tools():
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "rows", "arguments": {}}}]}
+    zeros = {"role": "tool", "name": "rows", "content": "0, " * 20}
+    answer = {"role": "assistant", "content": '{"zeros": 20}'}
+    looping = {"role": "assistant", "content": "0, " * 20}
+    nothing = {"role": "assistant", "content": ""}
+    chats = [
+        [call, zeros, answer],
+        [looping, zeros, answer],
+        [call, zeros],
+        [call, zeros, nothing],
+        [{"content": "0, " * 20}],
+    ]
+    given = {"prompts": [[{"role": "user", "content": "Count."}]] * len(chats), "completions": chats}
+    assert Degenerate()(**given) == [0.0, 1.0, 1.0, 1.0, 1.0]
+    assert Unparsable("json")(**given) == [0.0, 0.0, 1.0, 1.0, 1.0]
+    assert (Repetition() | Unparsable("json"))(**given) == [0.0, 1.0, 1.0, 1.0, 1.0]
+    assert Predicate(lambda prompt, text: "tool" in text or "0, " in text)(**given) == [0.0, 1.0, 0.0, 0.0, 1.0]
+    assert Unparsable("json")(prompts=["Count."] * 2, completions=['{"zeros": 20}', "none"]) == [0.0, 1.0]
+
+
 def test_as_a_cost_function_it_passes_the_data_sets_columns_on():
     def wrong_by(completions, answer, **kwargs):
         return [abs(int(text) - right) for text, right in zip(completions, answer, strict=True)]
@@ -276,6 +309,16 @@ def test_a_detector_that_needs_more_than_texts_is_no_cost_function():
         (lambda: Predicate("rude"), "Predicate"),
         (lambda: CostAbove(3.0), "CostAbove"),
         (lambda: CostAbove(length, math.nan), "threshold is nan"),
+        (lambda: CostAbove(asynchronous), "CostAbove: .*asynchronous.*Give a plain function"),
+        (lambda: CostAbove(functools.partial(asynchronous, weight=2.0)), "CostAbove: .*is asynchronous"),
+        (lambda: CostAbove(Asynchronous()), "CostAbove: .*is asynchronous"),
+        (lambda: CostAbove(lambda completions, completion_ids, **kwargs: []), "requires 'completion_ids'.*Write it as"),
+        (lambda: CostAbove(lambda completions, *, log_extra, **kwargs: []), "requires 'log_extra'"),
+        (lambda: CostAbove(lambda prompts, completions, /, **kwargs: []), "requires 'prompts'.*by name"),
+        (lambda: CostAbove(lambda completions: []), r"takes no \*\*kwargs"),
+        (lambda: Predicate(asynchronous), "Predicate: .*is asynchronous"),
+        (lambda: FunctionRefiner(asynchronous), "FunctionRefiner: .*is asynchronous"),
+        (lambda: Acceptance(check=asynchronous), "Acceptance: check: .*is asynchronous"),
         (lambda: AnyOf(), "combines nothing"),
         (lambda: AllOf(Empty(), len), "combines detectors, not"),
         (lambda: Not(len), "Not takes a detector"),
@@ -285,6 +328,15 @@ def test_a_detector_that_needs_more_than_texts_is_no_cost_function():
 def test_what_cannot_be_used_is_refused(make, message):
     with pytest.raises(ConfigurationError, match=message):
         make()
+
+
+def test_a_cost_function_may_require_columns_and_take_the_hosts_own_where_there_are_some():
+    def cost(prompts, completions, answer, completion_ids=None):
+        return [float(right) for right in answer]
+
+    some = rows("a", "b", infos=[{"answer": 0}, {"answer": 1}])
+    assert CostAbove(cost).detect(some) == [False, True]
+    assert CostAbove(functools.partial(length, weight=1.0), 1.5).detect(rows("a", "bb")) == [False, True]
 
 
 def test_a_detector_combines_with_detectors_only():

@@ -8,12 +8,14 @@ import threading
 import time
 
 import numpy as np
+import openai
 import pytest
 import torch
 from refine_server import running
 
 from guardrails import ConfigurationError, Refinement
 from guardrails.refine import Acceptance, Always, Corrector, EndpointRefiner, Rows
+from guardrails.refine.asking import Call
 from guardrails.refine.breaker import CircuitBreaker
 from guardrails.testing import RefinerContract
 from guardrails.testing.refiners import Host
@@ -203,6 +205,39 @@ def test_a_prompt_function_that_raises_costs_its_row_alone(server):
 def test_white_space_around_an_answer_is_that_of_the_completion(server):
     own = EndpointRefiner(server.url, "m", prompt="ANSWER: {completion}\n")
     assert ask(own, "one\n", "two") == ["one\n", "two"]
+
+
+class OwnError(Exception):
+    """Has the message it is given; one of None is no text, and raises where it is read."""
+
+    def __init__(self, message):
+        self.message = message
+
+    def __str__(self):
+        return self.message
+
+
+TOLD = [(None, "OwnError: its message cannot be shown"), ("x" * 9999, f"OwnError: {'x' * 500}…")]
+
+
+@pytest.mark.parametrize(("message", "told"), TOLD, ids=["none", "long"])
+def test_an_error_is_told_whatever_its_message_is(server, monkeypatch, message, told):
+    def prompt(prompt, completion):
+        raise OwnError(message)
+
+    async def fails(*arguments, **fields):
+        raise OwnError(message)
+
+    own = refiner(server, prompt=prompt)
+    assert ask(own, "one") == [None]
+    assert own.tally.error == f"The last refusal: the prompt function raised {told}"
+    own = refiner(server)
+    monkeypatch.setattr(openai.resources.chat.completions.AsyncCompletions, "create", fails)
+    assert ask(own, "one") == [None]
+    assert own.tally.error == f"The last failure: {told}"
+    monkeypatch.setattr(Call, "_all", fails)
+    assert ask(own, "one") == [None]
+    assert own.tally.error == told
 
 
 def test_what_a_reasoning_model_thinks_is_no_part_of_its_answer(server):

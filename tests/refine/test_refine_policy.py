@@ -15,6 +15,7 @@ from guardrails.refine import (
     Empty,
     EndpointRefiner,
     FunctionRefiner,
+    ModelRefiner,
     Predicate,
     Refiner,
     Repetition,
@@ -94,6 +95,13 @@ def gate():
             ),
         ],
         lambda: [Refinement(FunctionRefiner(strip), Constraint("edits", limit=0.2))],
+        lambda: [Refinement(ModelRefiner(chat_template_kwargs={"enable_thinking": False}))],
+        lambda: [
+            Refinement(ModelRefiner(generation={"temperature": 0.5, "stop_strings": ["a"]}, chat_template_kwargs={}))
+        ],
+        lambda: [
+            Refinement(EndpointRefiner("http://localhost/v1", "m", extra={"chat_template_kwargs": {"name": "a"}}))
+        ],
     ],
 )
 def test_any_refinement_comes_back_from_its_file_as_it_was(tmp_path, parts):
@@ -102,6 +110,7 @@ def test_any_refinement_comes_back_from_its_file_as_it_was(tmp_path, parts):
     again = load(tmp_path, text, allow_imports=True)
     assert describe(again) == describe(guard)
     assert again.to_toml() == text
+    assert repr(again.refinement.refiner) == repr(guard.refinement.refiner)
     assert repr(again.refinement.when) == repr(guard.refinement.when)
     assert repr(again.refinement.accept) == repr(guard.refinement.accept)
     assert [part.name for part in again.constraints] == [part.name for part in guard.constraints]
@@ -157,6 +166,13 @@ def test_functions_are_imported_only_with_leave(tmp_path):
     with pytest.raises(ConfigurationError, match="Pass allow_imports=True"):
         load(tmp_path, text)
     assert load(tmp_path, text, allow_imports=True).refinement.refiner.function is strip
+
+
+@pytest.mark.parametrize("value", [None, strip, float("nan"), {1: "a"}], ids=["none", "function", "nan", "keys"])
+def test_a_mapping_of_more_than_plain_values_cannot_be_written(value):
+    guard = Guard(Refinement(ModelRefiner(chat_template_kwargs={"style": value})))
+    with pytest.raises(ConfigurationError, match=r"chat_template_kwargs.style is .*neither a number nor a text"):
+        guard.to_toml()
 
 
 def test_a_function_without_a_name_cannot_be_written():

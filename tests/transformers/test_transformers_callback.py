@@ -374,6 +374,17 @@ def test_a_callback_that_was_not_added_or_is_anothers_stops_the_training(tmp_pat
         other.train()
 
 
+def test_a_callback_that_was_added_twice_stops_the_training_with_the_cure(tmp_path):
+    trainer = build(classifier(), tmp_path, Rows(64))
+    callback = GuardrailsCallback(trainer, Guard(Constraint("c", limit=0.1, cost=positives)), ledger=False)
+    for _ in range(2):
+        trainer.add_callback(callback)
+    with pytest.raises(AttachError, match=r"added to the trainer 2 times.*Call trainer.add_callback\(callback\) once"):
+        trainer.train()
+    callback.detach()
+    assert callback not in trainer.callback_handler.callbacks
+
+
 # Beside others
 
 

@@ -90,6 +90,41 @@ def close(guarded, plain, expected):
     assert (added - wanted).norm() < 1e-4 * wanted.norm()
 
 
+def test_a_number_counts_as_often_as_its_batch_has_rows_whichever_of_them_another_cost_concerns(tmp_path):
+    numbers, concerned = [], []
+
+    def few(outputs, inputs):
+        concerned.append(sum(concerned) < 3)  # the first three batches have one row that it concerns, then all have
+        return outputs["logits"][: 1 if concerned[-1] else None, 1]
+
+    def number(outputs, inputs):
+        numbers.append(outputs["logits"][:, 1].mean())
+        return numbers[-1]
+
+    trainer = build(classifier(), tmp_path, Rows(64), max_steps=1, gradient_accumulation_steps=4)
+    guard = Guard(*(Constraint(cost.__name__, limit=1.0, cost=cost, scheduler=Fixed(0.0)) for cost in (few, number)))
+    trainer.add_callback(GuardrailsCallback(trainer, guard, ledger=False))
+    trainer.train()
+    assert concerned == [True, True, True, False]
+    means = [value.item() for value in numbers]
+    assert guard.decision.constraints["number"].cost == pytest.approx(sum(means) / 4, rel=1e-5)
+
+
+def test_a_number_beside_what_a_gate_reads_of_each_pair_counts_as_often_as_there_are_pairs(tmp_path):
+    def pairs(outputs, inputs):
+        return outputs["logits"].softmax(-1)[::2, 1]
+
+    gate = Gate(Require(ConstraintSatisfaction("pairs", 1.0), at_least=0.5))
+    guard = Guard(
+        Constraint("pairs", limit=gate.between(0.5, 1.0), cost=pairs, scheduler=Fixed(0.0)),
+        Constraint("number", limit=1.0, cost=lambda outputs, inputs: outputs["logits"].mean(), scheduler=Fixed(0.0)),
+    )
+    trainer = build(classifier(), tmp_path, Rows(64), max_steps=1)
+    trainer.add_callback(GuardrailsCallback(trainer, guard, ledger=False))
+    trainer.train()
+    assert guard.decision.n_rows == trainer.args.per_device_train_batch_size / 2
+
+
 @pytest.mark.parametrize("average", [True, False])
 def test_the_penalty_does_not_depend_on_how_many_words_a_batch_predicts(tmp_path, average):
     part = Constraint("c", limit=0.1, cost=first_words, scheduler=Fixed(1.0))

@@ -204,6 +204,15 @@ def test_training_without_add_callback_stops_with_the_cure(random_model, tmp_pat
         trainer.train()
 
 
+def test_a_callback_that_was_added_twice_stops_the_training_with_the_cure(random_model, tmp_path):
+    trainer = build_trainer(random_model, tmp_path)
+    callback = GuardrailsCallback(trainer, Guard(Constraint("c", limit=1.0, cost=toy.fillers)), ledger=False)
+    for _ in range(2):
+        trainer.add_callback(callback)
+    with pytest.raises(AttachError, match=r"added to the trainer 2 times.*Call trainer.add_callback\(callback\) once"):
+        trainer.train()
+
+
 def test_a_callback_of_another_trainer_is_refused_when_training_begins(random_model, tmp_path):
     trainer, other = (build_trainer(random_model, tmp_path) for _ in range(2))
     callback = GuardrailsCallback(trainer, Guard(fillers_constraint()))

@@ -7,11 +7,14 @@ import trl
 from packaging.version import Version
 from peft import LoraConfig
 from tiny_trl import build_trainer, logged, same_weights, weights
+from transformers import TrainerCallback
+from trl import GRPOTrainer
 
 from guardrails import AttachError, CompetenceMetric, Constraint, Dial, Gate, Guard, Require
 from guardrails.competence import Drift, FromFunction, RewardLevel, SubgoalAdherence, TokenEntropy
 from guardrails.schedulers import Fixed
 from guardrails_trl import GuardrailsCallback, toy
+from guardrails_trl.seams import LOG_PROBS
 
 
 class Scripted(CompetenceMetric):
@@ -160,6 +163,75 @@ def test_a_temperature_that_the_log_probabilities_would_not_follow_is_refused(ra
     assert guard.host is None
 
 
+class Evaluating(TrainerCallback):
+    """A user's own, which evaluates after each update; it may fail at that and go on."""
+
+    def __init__(self, fails):
+        self.fails, self.trainer = fails, None
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.fails:
+            with pytest.raises(RuntimeError, match="no more memory"):
+                self.trainer.evaluate()
+        else:
+            self.trainer.evaluate()
+
+
+def spied(trainer):
+    """Record, of each loss, whether it is trained on, its temperature and length, and its importance ratios."""
+    seen, loss = [], trainer.compute_loss
+
+    def compute_loss(model, inputs, **kwargs):
+        score, own, found = getattr(trainer, LOG_PROBS), vars(trainer).get(LOG_PROBS), []
+        setattr(trainer, LOG_PROBS, lambda *a, **k: found.append(score(*a, **k)) or found[-1])
+        try:
+            result = loss(model, inputs, **kwargs)
+        finally:
+            delattr(trainer, LOG_PROBS) if own is None else setattr(trainer, LOG_PROBS, own)
+        now = found[0][0].detach() * inputs["completion_mask"]
+        then = inputs.get("old_per_token_logps", inputs.get("old_logps"))
+        then = now if then is None else then * inputs["completion_mask"] if then.ndim == 2 else then
+        ratio = (now - then if then.ndim == 2 else now.sum(dim=1) - then).exp()
+        spread = ratio.min().item(), ratio.max().item()
+        seen.append((model.training, trainer.temperature, trainer.max_completion_length, spread))
+        return result
+
+    trainer.compute_loss = compute_loss
+    return seen
+
+
+@pytest.mark.parametrize("kind", ["grpo", "rloo"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_evaluation_between_two_updates_leaves_the_batch_its_temperature_and_length(
+    random_model, tmp_path, kind, fails
+):
+    gate = quick(Scripted(1.0))  # opens at the first decision
+    dials = Dial("temperature", gate.between(0.5, 1.0)), Dial("max_completion_length", gate.between(3, 6))
+    settings = {"num_iterations": 2, "max_steps": 4, "learning_rate": 0.0, "eval_rows": 2}
+    trainer, callback = guarded(random_model, tmp_path, *dials, fixed_cost(), kind=kind, **settings)
+    evaluating = Evaluating(fails)
+    evaluating.trainer = trainer
+    trainer.add_callback(evaluating)
+    seen = spied(trainer)
+    if fails:
+        done = trainer.compute_loss
+
+        def compute_loss(model, inputs, **kwargs):
+            result = done(model, inputs, **kwargs)
+            if not model.training:
+                raise RuntimeError("no more memory")
+            return result
+
+        trainer.compute_loss = compute_loss
+    trainer.train()
+    trained = [(temperature, length) for training, temperature, length, _ in seen if training]
+    assert trained == [(0.5, 3), (0.5, 3), (1.0, 6), (1.0, 6)]
+    assert {(temperature, length) for training, temperature, length, _ in seen if not training} == {(1.0, 6)}
+    for *_, ratios in seen:
+        assert ratios == pytest.approx((1.0, 1.0), abs=1e-4)  # nothing was learned, so nothing is off-policy
+    assert callback.guard.dials["temperature"] == 1.0
+
+
 def scores(trainer):
     """Log-probabilities as the host computes them."""
     ids = torch.arange(24).view(2, 12)  # all of them words
@@ -221,6 +293,43 @@ def test_entropy_and_divergence_come_from_the_hosts_own_log_probabilities(random
     assert metric.seen[-1].kl.min() >= 0.0
     assert metric.seen[-1].kl.mean() > 1e-3
     assert len(passes) == 3 * 2 + 6  # policy and reference per generation, and one per loss: none of ours
+
+
+class ToolUsing(GRPOTrainer):
+    """Of each completion the policy's are three words and the end; a tool wrote the rest."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, rollout_func=self.rollout, **kwargs)
+
+    @staticmethod
+    def rollout(prompts, trainer):
+        words = torch.randint(3, 28, (len(prompts), 3)).tolist()
+        return {
+            "prompt_ids": [trainer.processing_class(prompt)["input_ids"] for prompt in prompts],
+            "completion_ids": [[*own, *[5] * 20, 1] for own in words],
+            "logprobs": None,
+            "env_mask": [[1] * 3 + [0] * 20 + [1]] * len(prompts),
+        }
+
+
+def test_entropy_and_divergence_are_of_the_tokens_that_the_policy_sampled(random_model, tmp_path):
+    metric = Scripted(requires=("kl", "entropy", "lengths"))
+    settings = {"cls": ToolUsing, "num_iterations": 2, "beta": 0.1, "max_completion_length": 30, "max_steps": 4}
+    dial = Dial("penalty", quick(metric).between(1.0, 0.5))
+    trainer, _ = guarded(random_model, tmp_path, fixed_cost(), dial, learning_rate=3e-2, **settings)
+    batches, generate = [], trainer._generate_and_score_completions
+    trainer._generate_and_score_completions = lambda inputs: batches.append(generate(inputs)) or batches[-1]
+    trainer.train()
+    assert len(metric.seen) == 2
+    for rollout, batch in zip(metric.seen, batches, strict=True):
+        own = torch.tensor([0, 1, 2, 23])
+        policy, reference = (batch[f"{name}_per_token_logps"][:, own] for name in ("old", "ref"))
+        assert rollout.entropy == pytest.approx((-policy).mean(dim=1).numpy(), rel=1e-5)
+        ratio = reference - policy
+        assert rollout.kl == pytest.approx((ratio.exp() - ratio - 1).mean(dim=1).numpy(), rel=1e-4, abs=1e-6)
+        assert rollout.lengths.tolist() == [24.0] * 8
+    # Of rows of equally many tokens the host's mean over tokens is ours over rows; it is logged per update.
+    assert metric.seen[1].kl.mean() == pytest.approx(logged(trainer, "kl")[2], rel=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["grpo", "rloo"])

@@ -103,6 +103,35 @@ def test_trainers_whose_loss_comes_from_a_batch_get_the_callback_for_losses(rand
         callback.detach()
 
 
+class Mine(GuardrailsCallback):
+    """A user's own, with something in it that must not be lost."""
+
+    steps = 0
+
+    def on_step_end(self, *arguments, **kwargs):
+        super().on_step_end(*arguments, **kwargs)
+        self.steps += 1
+
+
+def test_a_subclass_serves_the_trainers_of_its_base_and_is_refused_where_it_would_be_lost(random_model, tmp_path):
+    trainer = build_trainer(random_model, tmp_path)
+    mine = Mine(trainer, Guard(Constraint("c", limit=1.0, cost=toy.fillers)), ledger=False)
+    trainer.add_callback(mine)
+    trainer.train()
+    assert (type(mine), mine.steps) == (Mine, 1)
+    guard = Guard(Constraint("size", limit=1.0, cost=lambda outputs, inputs: outputs.logits.square().mean()))
+    loss, pairs = next(loss_hosts(random_model, tmp_path)), CLASSES["OnlineDPOTrainer"]
+    for other, address in (
+        (loss, r"a guardrails_transformers\.GuardrailsCallback"),
+        (pairs.__new__(pairs), r"a guardrails_trl\.pairs\.PairsCallback"),
+    ):
+        before = dict(vars(other))
+        with pytest.raises(AttachError, match=rf"^Mine extends .* is guarded by {address},.* Derive it from"):
+            Mine(other, guard)
+        assert vars(other) == before
+        assert guard.host is None
+
+
 def test_arguments_of_another_kind_of_host_are_refused(random_model, tmp_path):
     trainer = build_trainer(random_model, tmp_path)
     guard = Guard(Constraint("c", limit=1.0, cost=toy.fillers, scheduler=Fixed(1.0)))

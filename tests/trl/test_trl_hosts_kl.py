@@ -1,12 +1,14 @@
 """A constraint on the divergence from the reference: its multiplier is the host's beta, and nothing else."""
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig
 from tiny_trl import build_trainer, logged, same_weights, weights
 
-from guardrails import AttachError, Constraint, Dial, Gate, Guard, Require
-from guardrails.schedulers import PID, AdaptiveKL, Fixed
+from guardrails import AttachError, Constraint, Dial, Gate, Guard, Refinement, Require
+from guardrails.refine import FunctionRefiner
+from guardrails.schedulers import PID, AdaptiveKL, DualAscent, Fixed
 from guardrails_trl import GuardrailsCallback, toy
 
 
@@ -126,6 +128,50 @@ def test_the_cost_is_the_divergence_of_what_was_sampled(random_model, tmp_path, 
     assert callback.guard.sanitised("divergence") == pytest.approx(expected.numpy(), rel=2e-2, abs=1e-5)
 
 
+def moved(trainer):
+    """Take the policy away from its reference."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in trainer.model.parameters():
+            weight.add_(0.3 * torch.randn_like(weight))
+
+
+def masking(model, folder, kind, scheduler, **settings):
+    settings = {"mask_truncated_completions": True, "beta": 0.5, "learning_rate": 0.0, "seed": 1} | settings
+    trainer, callback = guarded(model, folder, on_kl(scheduler, limit=0.2), kind=kind, **settings)
+    moved(trainer)
+    seen, step = [], callback.guard.step
+    callback.guard.step = lambda rollout: seen.append(rollout.costs["divergence"]) or step(rollout)
+    return trainer, callback, seen
+
+
+@pytest.mark.parametrize("kind", ["grpo", "rloo"])
+def test_hidden_completions_are_left_out_of_the_mean(random_model, tmp_path, kind):
+    trainer, callback, seen = masking(random_model, tmp_path, kind, Fixed(0.5), max_completion_length=12)
+    bare = masking(random_model, tmp_path, kind, Fixed(0.5), max_completion_length=12, mask_truncated_completions=False)
+    for host in (trainer, bare[0]):
+        torch.manual_seed(2)
+        host.train()
+    cut = logged(trainer, "completions/clipped_ratio")[0]
+    assert 0.0 < cut < 1.0
+    shown = np.isclose(seen[0], bare[2][0], rtol=1e-3)  # of the same completions without the mask
+    assert shown.sum() == round((1 - cut) * 8)
+    assert seen[0][~shown] == pytest.approx(seen[0][shown].mean(), rel=1e-5)
+    assert callback.guard.decision.constraints["divergence"].cost == pytest.approx(seen[0][shown].mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["grpo", "rloo"])
+def test_where_all_completions_are_hidden_beta_rises(random_model, tmp_path, kind):
+    settings = {"max_completion_length": 2, "max_steps": 2, "generation_kwargs": {"min_new_tokens": 2}}  # none ends
+    trainer, callback, seen = masking(random_model, tmp_path, kind, DualAscent(0.1, initial=0.5), **settings)
+    trainer.train()
+    assert logged(trainer, "completions/clipped_ratio") == [1.0, 1.0]
+    assert np.isnan(seen).all()
+    assert callback.guard.decision.constraints["divergence"].violation > 0
+    betas = logged(trainer, "guardrails/divergence/multiplier")
+    assert 0.5 < betas[0] < betas[1]
+
+
 def test_a_change_of_beta_holds_for_the_very_batch_on_grpo_and_for_the_next_on_rloo(random_model, tmp_path):
     for kind, lag in (("grpo", 0), ("rloo", 1)):
         seen = []
@@ -184,6 +230,17 @@ def test_beta_has_one_master(random_model, tmp_path):
     guard = Guard(on_kl(PID()), Dial("beta", gate.between(0.1, 0.01)))
     with pytest.raises(AttachError, match="turns beta, and so does the dial 'beta'"):
         GuardrailsCallback(build_trainer(random_model, tmp_path, beta=0.1), guard)
+
+
+def test_the_weight_of_a_refinement_cannot_be_beta(random_model, tmp_path):
+    guard = Guard(Refinement(FunctionRefiner(lambda prompt, text: text), weight=on_kl(PID())))
+    trainer = build_trainer(random_model, tmp_path, beta=0.1)
+    with pytest.raises(AttachError, match=r"'divergence' is the weight of a Refinement .*whose multiplier is beta"):
+        GuardrailsCallback(trainer, guard)
+    assert guard.host is None
+    own = Constraint("edits", limit=0.1)
+    beside = Guard(on_kl(PID()), Refinement(FunctionRefiner(lambda prompt, text: text), weight=own))
+    assert GuardrailsCallback(trainer, beside, ledger=False).guard is beside
 
 
 def test_completions_that_the_policy_did_not_sample_alone_are_refused(random_model, tmp_path):

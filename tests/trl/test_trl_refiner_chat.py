@@ -2,8 +2,9 @@
 
 import json
 
+import pytest
 from tiny_trl import logged
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from guardrails import Guard, Refinement
 from guardrails.refine import Acceptance, ModelRefiner
@@ -44,3 +45,29 @@ def test_conversations_are_refined_scored_and_recorded(repairing_model, tmp_path
     ledger = (tmp_path / "guardrails" / "ledger.jsonl").read_text().splitlines()
     note = next(line for line in map(json.loads, ledger) if line["kind"] == "note")
     assert all(example["prompt"].endswith("=") for example in note["data"]["examples"])
+
+
+@pytest.mark.parametrize(("trainer_type", "config"), [(GRPOTrainer, GRPOConfig), (RLOOTrainer, RLOOConfig)])
+def test_the_reference_is_asked_with_the_chat_template_settings_of_the_policy(
+    random_model, tmp_path, trainer_type, config
+):
+    words, data = toy.tokenizer(), toy.dataset(8)
+    words.chat_template = (
+        "{% for m in messages %}{{ m.content }} {% endfor %}"
+        "{% if add_generation_prompt and enable_thinking is defined and not enable_thinking %}+ + {% endif %}"
+    )
+    data = data.map(lambda row: {"prompt": [{"role": "user", "content": row["prompt"]}]})
+    args = config(
+        output_dir=str(tmp_path), per_device_train_batch_size=8, num_generations=4, beta=0.05, max_steps=1,
+        max_completion_length=4, report_to="none", bf16=False, use_cpu=True, save_strategy="no",
+        chat_template_kwargs={"enable_thinking": False},
+    )  # fmt: skip
+    rewards = lambda completions, **kwargs: [0.0] * len(completions)  # noqa: E731
+    trainer = trainer_type(random_model, rewards, args=args, train_dataset=data, processing_class=words)
+    refiner, asked = ModelRefiner(prompt="{prompt} {completion} ="), []
+    decode = refiner._decode
+    refiner._decode = lambda model, words, rows, *rest: asked.extend(rows) or decode(model, words, rows, *rest)
+    trainer.add_callback(GuardrailsCallback(trainer, Guard(Refinement(refiner)), ledger=False))
+    trainer.train()
+    assert len(asked) == 8
+    assert all(words.decode(row).endswith("= + +") for row in asked)
