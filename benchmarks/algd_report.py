@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from algd import ARMS, EPISODES, GAMMA, LIMITS, POINTS, RESULTS, SEEDS
+from algd import ARMS, EPISODES, GAMMA, LIMITS, POINTS, RESULTS, SEEDS, wanted
 
 LAST = POINTS // 5
 """Points that stand for the end of a run: those of its last fifth."""
@@ -12,7 +12,7 @@ LAST = POINTS // 5
 def write(records, steps):
     """Write results/algd.md and, for each environment, results/algd_<environment>.png."""
     runs = [run for run in records.values() if run["steps"] == steps]
-    total = sum(1 + (len(ARMS) - 1) * len(LIMITS[name]) for name in SEEDS for _ in range(SEEDS[name]))
+    total = len(wanted(steps))
     lines = [
         "# ALGD and SAC under a limit on discounted speed",
         "",
