@@ -15,7 +15,6 @@ from rich.table import Table
 from rich.text import Text
 
 from guardrails.decision import Decision
-from guardrails.errors import LedgerError
 from guardrails.ledger import AlteredError, Line, Reader
 
 STEPS = 60
@@ -59,19 +58,14 @@ class Watch:
             LedgerError: if the ledger can no longer be read.
         """
         fresh = []
-        try:
-            for line in self._reader.poll():
-                self.ended = line.kind == "end"
-                if line.kind == "step":
-                    self._note(line)
-                    fresh.append(line)
-                    self._steps.append(line)
-                elif line.kind in ("header", "seam"):
-                    self._header = line.data
-        except OSError as error:
-            raise LedgerError(
-                f"The ledger of {self._run} can no longer be read: {error.strerror}. Was it moved?"
-            ) from error
+        for line in self._reader.poll():
+            self.ended = line.kind == "end"
+            if line.kind == "step":
+                self._note(line)
+                fresh.append(line)
+                self._steps.append(line)
+            elif line.kind in ("header", "seam"):
+                self._header = line.data
         return fresh
 
     def _note(self, line: Line) -> None:

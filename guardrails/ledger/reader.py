@@ -96,7 +96,8 @@ def readable(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise LedgerError(f"The ledger {path} cannot be read: {error.strerror or error}.") from error
+        moved = " Was it moved?" if isinstance(error, FileNotFoundError) else ""
+        raise LedgerError(f"The ledger {path} cannot be read: {error.strerror or error}.{moved}") from error
 
 
 def continues(path: Path, index: int) -> bool:

@@ -10,7 +10,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from guardrails import CompetenceMetric, Constraint, Dial, Gate, Guard, Require, Rollout
+from guardrails import CompetenceMetric, Constraint, Dial, Gate, Guard, LedgerError, Require, Rollout
 from guardrails.watch import Watch, sparkline
 
 WATCH = [sys.executable, "-m", "guardrails", "watch"]
@@ -210,7 +210,7 @@ def test_no_ledger_and_one_that_vanishes_are_sentences(guard, tmp_path):
     watch = Watch(tmp_path)
     watch.poll()
     (tmp_path / "ledger.jsonl").rename(tmp_path / "elsewhere.jsonl")
-    with pytest.raises(Exception, match="can no longer be read"):
+    with pytest.raises(LedgerError, match=r"cannot be read: No such file or directory\. Was it moved\?"):
         watch.poll()
 
 

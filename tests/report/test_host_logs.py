@@ -120,7 +120,9 @@ def test_a_stable_baselines_run_logs_all_and_the_layout_fits_its_tags(tmp_path):
     guard = Guard(Constraint("cost", limit=gate.between(5.0, 10.0)))
     guard.record(tmp_path / "ledger.jsonl")
     env = Fast(gym.make("CartPole-v1"))
-    model = wrap(PPO("MlpPolicy", env, n_steps=64, batch_size=32, n_epochs=1, tensorboard_log=str(tmp_path)), guard)
+    model = wrap(
+        PPO("MlpPolicy", env, n_steps=64, batch_size=32, n_epochs=1, tensorboard_log=str(tmp_path), seed=0), guard
+    )
     model.learn(256)
     guard.ledger.close()
     logs = tmp_path / "PPO_1"
