@@ -19,7 +19,7 @@ def bandit():
         yield algd_bandit
 
 
-@pytest.fixture(scope="module", params=[0, 1])
+@pytest.fixture(scope="module", params=[0, pytest.param(1, marks=pytest.mark.slow)])
 def runs(request, bandit):
     """An augmented and a plain run of one seed."""
     return [bandit.train(rho, request.param, UPDATES, UPDATES // 4) for rho in (RHO, 0.0)]
