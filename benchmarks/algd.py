@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import time
@@ -67,8 +68,6 @@ class SpeedCost(gym.Wrapper):
 
 def build(name, limit, arm, seed, warmup):
     """Return the model and its guard; what is not named here is a default of Stable-Baselines3 or of this project."""
-    import math
-
     from stable_baselines3 import SAC
 
     from guardrails import Constraint, Guard
@@ -99,6 +98,13 @@ def dual(guard):
     return state["inner"]["multiplier"] if "inner" in state else state.get("dual", state["multiplier"])
 
 
+def estimate(guard):
+    """Return the discounted cost that the critics expected of the replayed actions at the last decision."""
+    from guardrails.critic import critic_unit
+
+    return guard.decision.constraints["cost"].cost * critic_unit(1000, GAMMA) if guard.decision else math.nan
+
+
 def play(model, name):
     """Return return, cost, discounted cost and length of a few episodes without noise, their means."""
     env, found = SpeedCost(gym.make(f"{name}-v5")), []
@@ -118,7 +124,7 @@ def train(name, budget, arm, seed, steps):
     class Course(BaseCallback):
         def __init__(self):
             super().__init__()
-            self.episodes, self.played, self.duals = [], [], []
+            self.episodes, self.played, self.duals, self.estimates = [], [], [], []
 
         def _on_step(self):
             for info in self.locals["infos"]:
@@ -126,6 +132,8 @@ def train(name, budget, arm, seed, steps):
                     self.episodes.append([self.num_timesteps, *np.round(info["sums"], 3).tolist()])
             if self.num_timesteps % (steps // POINTS) == 0:
                 self.played.append([self.num_timesteps, *play(self.model, name)])
+                if guard is not None and self.num_timesteps > warmup + INTERVAL:
+                    self.estimates.append([self.num_timesteps, round(estimate(guard), 3)])
             if guard is not None and self.num_timesteps % INTERVAL == 0 and self.num_timesteps > warmup:
                 self.duals.append([self.num_timesteps, dual(guard), guard.multipliers["cost"]])
             return True
@@ -140,6 +148,7 @@ def train(name, budget, arm, seed, steps):
         "cpu_s": round(time.process_time() - begun[0]), "wall_s": round(time.perf_counter() - begun[1]),
         "played": course.played, "episodes": course.episodes,
         "duals": [[step, round(lam, 5), round(strength, 5)] for step, lam, strength in course.duals],
+        "estimates": course.estimates,
     }  # fmt: skip
 
 
