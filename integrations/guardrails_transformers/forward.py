@@ -91,7 +91,8 @@ class _WithLogits(Mapping[Any, Any]):
 
     @cached_property
     def logits(self) -> Tensor:
-        return self._head(self._states)
+        logits: Tensor = _finite(self._head(self._states))  # the head has weights of its own to keep clean
+        return logits
 
 
 class _FiniteGradient(torch.autograd.Function):

@@ -160,6 +160,21 @@ def test_logits_that_a_host_does_not_compute_are_those_of_its_model(model, tmp_p
 
 
 @fused
+def test_a_cost_that_divides_by_none_of_a_rows_words_never_reaches_the_weights(model, tmp_path):
+    def after_well(outputs, inputs):
+        at = torch.zeros_like(inputs["attention_mask"], dtype=torch.float32)
+        at[0] = 1.0  # the other rows have no such word: 0 / 0
+        return (outputs.logits.softmax(-1)[..., 0] * at).sum(-1) / at.sum(-1)
+
+    trainer = build("sft", model, tmp_path, max_steps=2)
+    guard = Guard(Constraint("c", limit=0.1, cost=after_well, scheduler=Fixed(1.0)))
+    trainer.add_callback(GuardrailsCallback(trainer, guard))
+    trainer.train()
+    assert all(value.isfinite().all() for value in weights(trainer).values())
+    assert guard.decision.constraints["c"].invalid_rows == 7
+
+
+@fused
 def test_logits_of_a_model_that_rescales_them_are_refused_by_name(model, tmp_path):
     trainer = build("sft", model, tmp_path, max_steps=1)
     trainer.model.config.final_logit_softcapping = 30.0
