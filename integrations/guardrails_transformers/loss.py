@@ -11,7 +11,6 @@ from transformers.trainer_pt_utils import find_batch_size
 
 from guardrails import AttachError, Guard
 from guardrails.rollout import FloatArray
-from guardrails_transformers import seams
 from guardrails_transformers.costs import Source
 from guardrails_transformers.forward import Forward
 from guardrails_transformers.penalty import Penalty
@@ -65,9 +64,7 @@ class GuardedLoss:
         given = dict(inputs)  # hosts take labels out of it
         with Forward(model, self._below(model)) as forward:
             result = original(model, inputs, *args, **kwargs)
-        outputs = forward.outputs(
-            self._host.name, lambda hidden: seams.head_logits(self._host.unwrapped(model), hidden)
-        )
+        outputs = forward.outputs(self._host.name, lambda hidden: self._host.logits(model, hidden))
         costs = {name: self._measure(name, source, outputs, given) for name, source in self._sources.items()}
         self.rows.add(costs, find_batch_size(given) or 0)
         term = self._penalty(costs, self.rows, self._host)

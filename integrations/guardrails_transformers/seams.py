@@ -73,6 +73,13 @@ class Host(Wrapping):
         below = getattr(plain, "base_model", plain)
         return None if sharded or compiled or head is None or below is plain else below
 
+    def logits(self, model: nn.Module, hidden: Tensor) -> Tensor:
+        """Return the logits of ``hidden`` states as ``model`` would: in the host's mixed precision, then in single."""
+        accelerator = self.trainer.accelerator
+        with accelerator.autocast():
+            logits = head_logits(self.unwrapped(model), hidden)
+        return logits.float() if accelerator.native_amp else logits
+
     def unwrapped(self, model: nn.Module) -> Any:
         """Return ``model`` without what accelerate and PEFT have wrapped it in."""
         plain = self.trainer.accelerator.unwrap_model(model)

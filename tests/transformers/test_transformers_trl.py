@@ -160,6 +160,44 @@ def test_logits_that_a_host_does_not_compute_are_those_of_its_model(model, tmp_p
 
 
 @fused
+def test_logits_are_made_in_the_hosts_mixed_precision_whatever_that_of_the_hidden_states(tmp_path):
+    from transformers import OPTConfig, OPTForCausalLM
+
+    tokenizer, seen, rows = toy.tokenizer(), [], []
+    torch.manual_seed(0)
+    half = OPTForCausalLM(  # its hidden states leave a projection, and that in half precision
+        OPTConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            word_embed_proj_dim=16,
+            ffn_dim=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            max_position_embeddings=64,
+            dropout=0.0,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+    for part in (tokenizer, half):
+        part.save_pretrained(tmp_path / "opt")
+
+    def cost(outputs, inputs):
+        seen.append(outputs.logits)
+        return outputs.logits.softmax(-1)[..., 0].mean(-1)
+
+    trainer = build("sft", str(tmp_path / "opt"), tmp_path, max_steps=1, bf16=True)
+    trainer.add_callback(GuardrailsCallback(trainer, Guard(Constraint("c", limit=1.0, cost=cost))))
+    trainer.data_collator, collate = lambda batch: rows.append(collate(batch)) or rows[-1], trainer.data_collator
+    trainer.train()
+    assert seen[0].dtype == torch.float32
+    own = AutoModelForCausalLM.from_pretrained(tmp_path / "opt").eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = own(rows[0]["input_ids"], attention_mask=rows[0]["attention_mask"]).logits.float()
+    torch.testing.assert_close(seen[0], expected)
+
+
+@fused
 def test_a_cost_that_divides_by_none_of_a_rows_words_never_reaches_the_weights(model, tmp_path):
     def after_well(outputs, inputs):
         at = torch.zeros_like(inputs["attention_mask"], dtype=torch.float32)
