@@ -76,7 +76,7 @@ class Host(Wrapping):
     def logits(self, model: nn.Module, hidden: Tensor) -> Tensor:
         """Return the logits of ``hidden`` states as ``model`` would: in the host's mixed precision, then in single."""
         accelerator = self.trainer.accelerator
-        with accelerator.autocast():
+        with accelerator.autocast(), torch.enable_grad():  # who asks first may need none, and all get the same
             logits = head_logits(self.unwrapped(model), hidden)
         return logits.float() if accelerator.native_amp else logits
 

@@ -198,6 +198,16 @@ def test_logits_are_made_in_the_hosts_mixed_precision_whatever_that_of_the_hidde
 
 
 @fused
+def test_a_cost_without_gradient_that_asks_for_logits_first_leaves_the_others_theirs(model, tmp_path):
+    trainer = build("sft", model, tmp_path, max_steps=1)
+    parts = [Constraint(name, limit=0.01, cost=talk, scheduler=Fixed(0.7)) for name in ("driver", "c")]
+    callback = GuardrailsCallback(trainer, Guard(*parts), drives={"driver": "args.max_grad_norm"})
+    trainer.add_callback(callback)
+    trainer.train()
+    assert callback.guard.decision.constraints["c"].cost > 0.0
+
+
+@fused
 def test_a_cost_that_divides_by_none_of_a_rows_words_never_reaches_the_weights(model, tmp_path):
     def after_well(outputs, inputs):
         at = torch.zeros_like(inputs["attention_mask"], dtype=torch.float32)
