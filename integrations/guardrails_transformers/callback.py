@@ -32,10 +32,10 @@ class _Live(NamedTuple):
 class GuardrailsCallback(AttachedCallback):
     """Guards a trainer whose loss comes from one forward pass: loss + Σ ψᵢ(vᵢ), vᵢ the scaled violation of cost i.
 
-    ψ(v) is λ v for most schedulers and ([λ + ρ v]₊² - λ²) / 2ρ for `AugmentedLagrangian`. It joins the loss with its
-    gradient and with the host's own scaling for gradient accumulation and processes; where every λ is 0, training is
-    the unguarded one, bit for bit. `Guard.step` sees the costs of all batches and processes once per optimizer step,
-    before that step; evaluation changes nothing.
+    ψ(v) is λ v for most schedulers and ([λ + ρ v]₊² - λ²) / 2ρ for `AugmentedLagrangian` and `Augmented`. It joins the
+    loss with its gradient and with the host's own scaling for gradient accumulation and processes; where every λ is 0,
+    training is the unguarded one, bit for bit. `Guard.step` sees the costs of all batches and processes once per
+    optimizer step, before that step; evaluation changes nothing.
 
     A constraint's ``cost`` is a function ``(outputs, inputs) -> tensor``, one number for the batch or one per row, or
     several, whose values are summed; ``outputs`` are what the model returned for the batch ``inputs``. Or it is the

@@ -8,17 +8,23 @@ import torch
 from torch import Tensor
 
 from guardrails import Constraint, Guard
-from guardrails.schedulers import ConstraintScheduler
-from guardrails.schedulers.wrappers import Wrapper
+from guardrails.schedulers import ConstraintScheduler, Margin, Smooth, Warmup
 from guardrails_transformers.rows import Rows
 from guardrails_transformers.seams import Host
 
+_PASSING_ON = (Margin, Smooth, Warmup)
+"""Wrappers whose penalty has the slope of that of the scheduler inside."""
+
 
 def is_linear(scheduler: ConstraintScheduler[Any]) -> bool:
-    """Whether the derivative of a scheduler's penalty is its multiplier, whatever the violation."""
-    if isinstance(scheduler, Wrapper) and type(scheduler).penalty is not ConstraintScheduler.penalty:
+    """Whether the derivative of a scheduler's penalty is its multiplier, whatever the violation.
+
+    False of every penalty that is not known here, such as that of a third party's wrapper: its own slope is taken.
+    """
+    penalty = type(scheduler).penalty
+    if isinstance(scheduler, _PASSING_ON) and penalty in [kind.penalty for kind in _PASSING_ON]:
         return is_linear(scheduler.scheduler)
-    return type(scheduler).penalty is ConstraintScheduler.penalty
+    return penalty is ConstraintScheduler.penalty
 
 
 class Penalty:

@@ -20,7 +20,7 @@ from tiny_trainer import (
 
 from guardrails import Constraint, Gate, Guard, Require, RolloutError
 from guardrails.competence import ConstraintSatisfaction
-from guardrails.schedulers import AugmentedLagrangian, Cap, Fixed, Margin, Smooth, Warmup
+from guardrails.schedulers import Augmented, AugmentedLagrangian, Cap, Fixed, Margin, Smooth, Warmup, augmented_penalty
 from guardrails_transformers import GuardrailsCallback
 
 CASES = {"classifier": (classifier, Rows, positives), "language model": (language_model, Sentences, first_words)}
@@ -167,6 +167,22 @@ def test_wrapped_schedulers_act_too(tmp_path, wrapper):
         trainer.train()
         costs = logged(trainer, "guardrails/c/cost")
         assert costs[-1] < 0.8 * costs[0]
+
+
+class Quadratic(Cap):
+    """A third party's wrapper, with a penalty of its own."""
+
+    def penalty(self, state, violation):
+        return augmented_penalty(violation, state.multiplier, 2.0)
+
+
+@pytest.mark.parametrize("scheduler", [Augmented(Fixed(0.7), 2.0), Smooth(Quadratic(Fixed(0.7), 9.0))])
+def test_a_penalty_that_a_wrapper_adds_is_that_of_the_augmented_lagrangian(tmp_path, scheduler):
+    made = [
+        gradients("classifier", tmp_path, Constraint("c", limit=0.1, cost=positives, scheduler=each))[0]
+        for each in (scheduler, AugmentedLagrangian(2.0, initial=0.7))
+    ]
+    assert same(*made)
 
 
 def test_several_functions_of_one_constraint_are_summed(tmp_path):
