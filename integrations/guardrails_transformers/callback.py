@@ -41,7 +41,7 @@ class GuardrailsCallback(AttachedCallback):
     several, whose values are summed; ``outputs`` are what the model returned for the batch ``inputs``. Or it is the
     name of a metric of evaluations, ``"eval_..."``, which is measured when the host evaluates and at no other time. A
     cost with a gradient acts through the loss. One without can only turn dials: name it in ``drives``, or let a gate
-    read it; else it is refused, evaluations' at once and functions' at the first step.
+    read it; else it is refused, evaluations' at once and functions' at the first step in which they return rows.
 
     Dials: ``learning_rate``, ``label_smoothing`` and attributes by path, see `guardrails_transformers.dials`.
 

@@ -87,10 +87,11 @@ class GuardedLoss:
                 "a trainer that keeps Trainer.training_step."
             )
         costs, graded = self.rows.take(self._host)
-        useless = sorted(self._idle - graded)
-        if useless:
-            raise AttachError(without_effect(useless[0], "its function returns no gradient"))
-        self._idle = set()
+        self._idle -= graded
+        for name in sorted(self._idle):
+            column = costs[name]
+            if column is not None and len(column):  # of one without rows nothing is known yet
+                raise AttachError(without_effect(name, "its function returns no gradient"))
         return costs
 
     def _measure(self, name: str, source: Source, outputs: Any, inputs: Mapping[str, Any]) -> Tensor:

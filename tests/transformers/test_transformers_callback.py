@@ -236,6 +236,29 @@ def test_a_cost_without_gradient_that_nothing_follows_is_refused_at_the_first_st
     assert guard.decision is None
 
 
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("gradient", [True, False])
+def test_a_cost_is_judged_by_its_first_step_that_has_rows(tmp_path, alone, gradient):
+    steps = []
+
+    def late(outputs, inputs):
+        steps.append(len(steps) < 2)
+        if steps[-1]:
+            return torch.zeros(0)
+        return (positives if gradient else wrong)(outputs, inputs)[:4]
+
+    parts = [Constraint("late", limit=0.1, cost=late), Constraint("c", limit=0.1, cost=positives)]
+    trainer, _ = guarded(tmp_path, *parts[: 1 if alone else 2])
+    if gradient:
+        trainer.train()
+    else:
+        with pytest.raises(AttachError, match=r"'late' could never act.*no gradient"):
+            trainer.train()
+    facts = [entry for entry in trainer.state.log_history if "guardrails/late/multiplier" in entry]
+    assert len(facts) == (5 if gradient else 2)
+    assert ["guardrails/late/cost" in entry for entry in facts] == [False, False, True, True, True][: len(facts)]
+
+
 def test_a_cost_without_gradient_may_turn_a_dial_through_a_gate_or_drive_an_attribute(tmp_path):
     gate = Gate(Require(ConstraintSatisfaction("wrong", 0.5), at_least=0.99))
     trainer, guard = guarded(
