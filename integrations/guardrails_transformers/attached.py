@@ -131,9 +131,11 @@ class AttachedCallback(TrainerCallback):
         With ``auto_find_batch_size`` the host runs it again after an error, with smaller batches.
         """
         again = self._failed_with is not None and batch_size is not None and batch_size < self._failed_with
+        self._failed_with = None
         if not again:
             self._begun = None
-        self._failed_with, self._training = None, True
+            self._look_over()
+        self._training = True
         finds = self._wrapping is not None and self._wrapping.trainer.args.auto_find_batch_size
         try:
             return original(batch_size, *args, **kwargs)
@@ -145,6 +147,9 @@ class AttachedCallback(TrainerCallback):
             if self._ledger is not None:
                 self._ledger.flush()
             self._put_back()
+
+    def _look_over(self) -> None:
+        """Take up what the host has made anew for a training, before it begins."""
 
     def _put_back(self) -> None:
         """Give back what a step has borrowed of the host, which an error may have left with it."""

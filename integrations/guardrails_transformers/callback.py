@@ -118,6 +118,10 @@ class GuardrailsCallback(AttachedCallback):
         self._live.dials.restore()
         self._alive = None
 
+    def _look_over(self) -> None:
+        if self._live.host.trainer.model_init is not None:  # the model of each training is another
+            self._live.dials.renew(self._guard)
+
     def _put_back(self) -> None:
         if self._alive is not None:
             self._alive.dials.after_step()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from transformers import TrainingArguments
@@ -79,20 +80,36 @@ class Dials:
         self._groups: list[dict[str, Any]] = []
         if self._scaled:
             _check_rate(trainer, host)
-        self._targets = {
-            name: _target(trainer, f"Dial '{name}'", name, host) for name in dials if name != LEARNING_RATE
-        }
         for name in set(dials) & set(SMOOTHING):
             _check_share(name, dials[name])
-        self._driven = {}
         for name, path in drives.items():
-            owner = f"Constraint '{name}', which drives '{path}',"
             if name not in {part.name for part in guard.constraints}:
                 raise AttachError(f"drives names '{name}', but the guard has no such constraint.")
             if path == LEARNING_RATE:
-                raise AttachError(f"{owner} cannot be a factor on the learning rate. Use a Dial for that.")
-            self._driven[name] = _target(trainer, owner, path, host)
-        _all_differ([*self._targets.values(), *self._driven.values()])
+                raise AttachError(
+                    f"{_driver(name, path)} cannot be a factor on the rate. Use the Dial 'learning_rate'."
+                )
+        self._trainer, self._host = trainer, host
+        self._named = [name for name in dials if name != LEARNING_RATE]
+        self._drives = dict(drives)
+        self._find()
+
+    def _find(self) -> None:
+        find = partial(_target, self._trainer, host=self._host)
+        targets = {name: find(f"Dial '{name}'", name) for name in self._named}
+        driven = {name: find(_driver(name, path), path) for name, path in self._drives.items()}
+        _all_differ([*targets.values(), *driven.values()])
+        self._targets, self._driven = targets, driven
+
+    def renew(self, guard: Guard) -> None:
+        """Turn what lies at the paths now, and put back what was turned until now: the host has made a new model.
+
+        Raises:
+            AttachError: if a path leads to no number any more.
+        """
+        self.restore()
+        self._find()
+        self.set(guard)
 
     def set(self, guard: Guard) -> None:
         """Set what is in force."""
@@ -131,6 +148,10 @@ def steps_in_backward(trainer: Any) -> str:
     kind = own[0] if own else type(optimizer) if optimizer is not None else None
     name = str(getattr(trainer.args.optim, "value", trainer.args.optim)) if kind is None else kind.__name__
     return name if name in _STEPPING or (kind is None and name.endswith(_IN_BACKWARD)) else ""
+
+
+def _driver(name: str, path: str) -> str:
+    return f"Constraint '{name}', which drives '{path}',"
 
 
 def _target(trainer: Any, owner: str, path: str, host: str) -> Target:

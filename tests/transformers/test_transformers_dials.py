@@ -97,6 +97,52 @@ def test_a_number_that_was_given_as_1_but_is_declared_a_float_is_not_rounded(tmp
     assert trainer.args.max_grad_norm == 1
 
 
+def initialised(folder, make):
+    """A trainer that makes its model itself, anew for each training."""
+    return build(None, folder, Rows(64), extra={"model_init": make})
+
+
+def test_a_number_of_the_model_is_that_of_the_one_that_the_host_makes_for_a_training(tmp_path):
+    plain = initialised(tmp_path, lambda: classifier(dropout=0.4))
+    plain.args.max_grad_norm = 0.6
+    plain.train()
+    trainer = initialised(tmp_path, lambda: classifier(dropout=0.1))
+    parts = [Constraint("c", limit=0.1, cost=positives, scheduler=Fixed(0.4))]
+    parts += [Constraint("d", limit=0.1, cost=positives, scheduler=Fixed(0.6))]
+    callback = GuardrailsCallback(trainer, Guard(*parts), drives={"c": "model.layers.2.p", "d": "args.max_grad_norm"})
+    trainer.add_callback(callback)
+    models = [trainer.model]
+    for _ in range(2):
+        trainer.train()
+        models.append(trainer.model)
+        assert [model.layers[2].p for model in models] == [0.1] * (len(models) - 1) + [0.4]
+        assert trainer.args.max_grad_norm == 0.6
+        assert same(weights(trainer), weights(plain))
+    callback.detach()
+    assert [model.layers[2].p for model in models] == [0.1] * 3
+    assert trainer.args.max_grad_norm == 1.0
+
+
+def test_a_model_that_the_host_makes_without_the_number_stops_before_it_is_trained(tmp_path):
+    made = []
+
+    def make():
+        made.append(classifier(dropout=0.1))
+        if len(made) > 1:
+            made[-1].layers[2] = torch.nn.Identity()
+        return made[-1]
+
+    trainer = initialised(tmp_path, make)
+    guard = Guard(Constraint("c", limit=0.1, cost=positives, scheduler=Fixed(0.4)))
+    callback = GuardrailsCallback(trainer, guard, drives={"c": "model.layers.2.p"})
+    trainer.add_callback(callback)
+    with pytest.raises(AttachError, match=r"drives 'model.layers.2.p'.*ends at Identity"):
+        trainer.train()
+    assert guard.decision is None
+    callback.detach()
+    assert made[0].layers[2].p == 0.1
+
+
 @pytest.mark.parametrize("name", ["label_smoothing", "args.label_smoothing_factor"])
 def test_label_smoothing_turns_what_the_loss_reads_and_costs_still_see_the_labels(tmp_path, name):
     def rows(outputs, inputs):
