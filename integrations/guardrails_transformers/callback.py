@@ -98,8 +98,11 @@ class GuardrailsCallback(AttachedCallback):
         self._traffic = loss.rows.traffic
         self._averages = Averages()
         self._reported: set[str] | None = None
+        self._round: dict[str, float] | None = None
         host.wrap(seams.LOSS, self._compute_loss)
         host.wrap(seams.LOG, self._log)
+        if self._evaluated:
+            host.wrap(seams.EVALUATE, self._evaluate)
         super().__init__(host, guard, missing_ok=missing_ok, ledger=ledger)
         dials.set(guard)
 
@@ -116,7 +119,7 @@ class GuardrailsCallback(AttachedCallback):
 
     def _let_go(self) -> None:
         self._live.dials.restore()
-        self._alive = None
+        self._alive = self._round = None
 
     def _look_over(self) -> None:
         if self._live.host.trainer.model_init is not None:  # the model of each training is another
@@ -164,15 +167,36 @@ class GuardrailsCallback(AttachedCallback):
         self._put_back()
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Decide on what an evaluation within the training reports."""
+        """Decide on what an evaluation within the training reports, unless others of the same round follow."""
         if not self._training or not self._evaluated:
             return
-        host, loss, _ = self._live
         metrics = kwargs["metrics"]
         found = {name: float(metrics[key]) for name, key in self._evaluated.items() if key in metrics}
-        if _is_scheduled(host.trainer, metrics):  # else one of the user's, such as one on the training rows
+        if _is_scheduled(self._live.host.trainer, metrics):  # else one of the user's, such as one on the training rows
             self._reported = (self._reported or set()) | {key for key in metrics if key.startswith(EVALUATION)}
+        if self._round is None:
+            self._decide(found)
+        else:
+            self._round |= found
+
+    def _evaluate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Let the host evaluate; decide once on what it reports of several data sets, when all have been evaluated."""
+        data = args[0] if args else kwargs.get("eval_dataset")
+        several = isinstance(self._live.host.trainer.eval_dataset if data is None else data, dict)
+        if not several or self._round is not None:
+            return original(*args, **kwargs)
+        self._round = {}
+        try:
+            metrics = original(*args, **kwargs)
+        finally:
+            found, self._round = self._round, None
+        self._decide(found or {})
+        return metrics
+
+    def _decide(self, found: Mapping[str, float]) -> None:
+        """Decide on metrics of evaluations, by column, as the first process has them."""
         if found:
+            host, loss, _ = self._live
             values = torch.tensor(list(found.values()), dtype=torch.float64)
             agreed = dict(zip(found, loss.rows.agree(host, values), strict=True))
             columns: dict[str, list[float] | None] = dict.fromkeys([*loss.columns, *self._evaluated])

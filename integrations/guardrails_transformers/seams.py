@@ -1,7 +1,7 @@
 """Every name of transformers that is not public and that this adapter relies on, and how a trainer scales its loss.
 
-Five methods are wrapped on the trainer's instance: what computes the loss, what logs, what writes a checkpoint, what
-reads one, and the loop that trains. All of them are checked before the first is touched.
+Six methods are wrapped on the trainer's instance: what computes the loss, what logs, what evaluates, what writes a
+checkpoint, what reads one, and the loop that trains. All of them are checked before the first is touched.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from guardrails_transformers.wrapping import SHARED, Wrapping, is_wrapped
 
 LOSS = "compute_loss"
 LOG = "log"
+EVALUATE = "evaluate"
 
 _PARAMETERS = {
     LOSS: ["model", "inputs", "return_outputs", "num_items_in_batch"],
     LOG: ["logs", "start_time"],
+    EVALUATE: ["eval_dataset", "ignore_keys", "metric_key_prefix"],
     **SHARED,
 }
 _ATTRIBUTES = ("accelerator", "callback_handler", "model_accepts_loss_kwargs", "compute_loss_func", "_get_output_dir")

@@ -143,28 +143,91 @@ def test_an_evaluations_metric_is_measured_when_it_is_reported_and_held_in_betwe
     assert trainer.args.max_grad_norm == guard.multipliers["gap"] == multipliers[-1]
 
 
-def test_each_of_several_evaluations_is_measured_by_what_reads_it(tmp_path):
+def several(folder, *parts, names=("one", "two"), compute=report, **settings):
+    """A guarded trainer that evaluates on several data sets, and that has a number to turn for each."""
     trainer = build(
         classifier(),
-        tmp_path,
+        folder,
         Rows(64),
-        eval_data={"one": Rows(40, seed=1), "two": Rows(24, seed=2)},
-        extra={"compute_metrics": report},
-        eval_strategy="steps",
-        eval_steps=2,
-        max_steps=3,
+        eval_data={name: Rows(24 + 8 * index, seed=index + 1) for index, name in enumerate(names)},
+        extra={"compute_metrics": compute},
+        **{"eval_strategy": "steps", "eval_steps": 2, "max_steps": 3} | settings,
     )
-    guard = Guard(*(Constraint(name, limit=0.2, cost=f"eval_{name}_wrong") for name in ("one", "two")))
-    drives = {"one": "args.max_grad_norm", "two": "two"}
-    trainer.two = 0.5
+    trainer.one = trainer.two = 0.5
+    guard = Guard(*(parts or [Constraint(name, limit=0.2, cost=f"eval_{name}_wrong") for name in names]))
+    drives = {part.name: part.name for part in guard.constraints if part.name in names}
     trainer.add_callback(GuardrailsCallback(trainer, guard, drives=drives))
-    trainer.train()
-    lines = [json.loads(line) for line in (tmp_path / "guardrails" / "ledger.jsonl").read_text().splitlines()]
+    return trainer, guard
+
+
+def means(folder, *names):
+    """Mean cost of each constraint in each step of the ledger."""
+    lines = [json.loads(line) for line in (folder / "guardrails" / "ledger.jsonl").read_text().splitlines()]
     costs = [line["evidence"]["costs"] for line in lines if line["kind"] == "step"]
+    return [tuple(each[name]["mean"] for name in names) for each in costs]
+
+
+def test_a_round_of_evaluations_on_several_data_sets_is_one_step_when_all_have_reported(tmp_path):
+    trainer, guard = several(tmp_path)
+    seen = []
+
+    class Looks(TrainerCallback):
+        def on_evaluate(self, args, state, control, **kwargs):
+            seen.append(guard.state_dict()["step"])
+
+    trainer.add_callback(Looks())
+    trainer.train()
+    reported = list(zip(logged(trainer, "eval_one_wrong"), logged(trainer, "eval_two_wrong"), strict=True))
+    assert len(reported) == 2  # after step 2, and at the end
+    assert means(tmp_path, "one", "two") == reported
+    assert seen == [0, 0, 1, 1]
+    assert (trainer.one, trainer.two) == (guard.multipliers["one"], guard.multipliers["two"])
+
+
+def test_a_gate_opens_on_several_data_sets_together(tmp_path):
+    needed = [Require(FromFunction(float, f"eval_{name}_accuracy", name=name), at_least=0.2) for name in ("one", "two")]
+    gate = Gate(*needed, confidence=0.5, rungs=1, dwell=8)
+    part = Constraint("c", limit=gate.between(0.2, 0.9), cost=positives)
+    trainer, guard = several(tmp_path, part, max_steps=40, eval_steps=1)
+    trainer.train()
+    assert guard.state_dict()["gates"][gate.name]["total_rows"] == 40
+    assert logged(trainer, "guardrails/c/limit")[-1] == 0.9
+    assert guard.decision.step == 80
+
+
+def test_a_users_evaluation_on_one_of_several_data_sets_is_a_step_of_its_own(tmp_path):
+    class OnOne(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 1:
+                trainer.evaluate(trainer.eval_dataset["two"], metric_key_prefix="eval_two")
+                trainer.evaluate(eval_dataset={"one": trainer.eval_dataset["one"]})
+
+    trainer, _ = several(tmp_path, max_steps=2)
+    trainer.add_callback(OnOne())
+    trainer.train()
     one, two = (logged(trainer, f"eval_{name}_wrong") for name in ("one", "two"))
-    assert [(each["one"]["mean"], each["two"]["mean"]) for each in costs[:2]] == [(one[0], "NaN"), ("NaN", two[0])]
-    assert len(costs) == 2 * len(one)
-    assert trainer.two == guard.multipliers["two"]
+    assert means(tmp_path, "one", "two") == [("NaN", two[0]), (one[0], "NaN"), (one[1], two[1])]
+
+
+def test_a_round_of_evaluations_that_fails_is_forgotten(tmp_path):
+    calls = []
+
+    def fails(prediction):
+        calls.append(len(prediction.label_ids))
+        if len(calls) == 2:
+            raise ValueError("boom")
+        return report(prediction)
+
+    trainer, guard = several(tmp_path, compute=fails, max_steps=2)
+    with pytest.raises(ValueError, match="boom"):
+        trainer.train()
+    assert guard.decision is None
+    trainer.evaluate()  # not while training: none of the guard's business
+    assert guard.decision is None
+    trainer.train()
+    one, two = (logged(trainer, f"eval_{name}_wrong")[-1] for name in ("one", "two"))
+    assert means(tmp_path, "one", "two") == [(one, two)]
+    assert calls == [24, 32] * 3
 
 
 def test_a_gate_opens_on_evaluations_alone(tmp_path):
