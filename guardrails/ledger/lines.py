@@ -44,6 +44,17 @@ LONGEST = 1 << 24
 START = "0" * 64
 """``prev`` of the first line."""
 
+_START = ("schema", "environment", "host", "seed", "plugins", "policy", "state")
+
+FIELDS = {
+    "header": _START,
+    "seam": ("reason", "lost", *_START),
+    "step": ("step", "evidence", "decision"),
+    "note": ("subject", "data"),
+    "end": ("step", "lost"),
+}
+"""Kind to the fields of its lines, in their order, between ``prev``, ``kind``, ``time`` and ``hash``."""
+
 _PREV, _HASH, _CLOSE = b'{"prev":"', b',"hash":"', b'"}'
 _TAIL = len(_HASH) + 64 + len(_CLOSE)
 _HEAD = len(_PREV) + 64
@@ -104,6 +115,24 @@ def may_become_first(torn: bytes) -> bool:
 def ends_with(raw: bytes, field: bytes) -> bool:
     """Return whether ``field`` is, to the byte, the last of a line before its hash."""
     return raw.endswith(field, 0, len(raw) - _TAIL)
+
+
+def foreign(raw: bytes, data: Mapping[str, Any]) -> str:
+    """Return what of a line no `Ledger` writes, empty if there is nothing: readers could take it for something else.
+
+    Args:
+        raw: its bytes, without the newline.
+        data: what they say; of a kind that there is.
+    """
+    kind = data["kind"]
+    fields = ("prev", "kind", "time", *FIELDS[kind], "hash")
+    if tuple(data) != fields:
+        return f"it has the fields {', '.join(data)}, but a line of kind {kind} has {', '.join(fields)}"
+    try:
+        written = orjson.dumps(data) == raw
+    except TypeError:  # nested too deep
+        written = False
+    return "" if written else "a field stands in it twice, or something is spelled as no ledger spells it"
 
 
 def kind_of(raw: bytes) -> bytes:

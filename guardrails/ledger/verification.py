@@ -114,6 +114,10 @@ class _Replay:
             AlteredError: if it does not follow from those before it.
         """
         previous, self._last_kind = self._last_kind, line.kind
+        if line.kind not in tuple(lines.FIELDS):
+            raise AlteredError(f"{line.place}: there is no kind of line called {line.kind!r}.")
+        if found := lines.foreign(raw, line.data):
+            raise AlteredError(f"{line.place} was not written by this package: {found}.")
         if line.kind == "header" and previous:
             raise AlteredError(f"{line.place}: a header within the ledger.")
         if previous == "end" and line.kind != "seam":
@@ -124,8 +128,6 @@ class _Replay:
             self._decide(line, raw)
         elif line.kind == "end":
             self._end(line)
-        elif line.kind != "note":
-            raise AlteredError(f"{line.place}: there is no kind of line called {line.kind!r}.")
 
     def _begin(self, line: Line) -> None:
         state, described = line.data.get("state"), line.data.get("policy")
@@ -187,6 +189,8 @@ class _Replay:
         if self._guard is None or self._result.unreplayed:
             return
         evidence = line.evidence
+        if lines.decode(lines.encode_step(lines.evidence_data(evidence))) != line.data["evidence"]:
+            raise AlteredError(f"{line.place} was not written by this package: its evidence holds something besides.")
         try:
             decision = self._guard.decide(evidence)
         except Exception as error:
@@ -195,7 +199,7 @@ class _Replay:
         self._step = decision.step
         self._result.steps += 1
         replayed = lines.encode_step(lines.decision_data(decision))
-        if not lines.ends_with(raw, b'"decision":' + replayed):
+        if not lines.ends_with(raw, b',"decision":' + replayed):
             text = self._difference(line, lines.decode(replayed))
             raise AlteredError(f"{line.place}, step {decision.step}: {text}")
         self._same_step(line)

@@ -237,3 +237,100 @@ def test_a_decision_that_is_none_ends_a_watch_in_words(tmp_path, decision):
     rechained(path, lambda kind, data: data | ({"decision": decision} if kind == "step" else {}))
     with pytest.raises(AlteredError, match="line 2: its decision is malformed"):
         Watch(tmp_path).poll()
+
+
+def forged(data):
+    """Return the body of a step whose decision is another, and what was decided, for bytes after it."""
+    real, fake = encode(data["decision"]), json.loads(json.dumps(data["decision"]))
+    fake["constraints"]["c"]["multiplier"] = 0.0
+    return {**data, "decision": fake}, real
+
+
+def under_another_name(data):
+    fake, real = forged(data)
+    return encode(fake)[:-1] + b',"x\\"decision":' + real + b"}"
+
+
+def twice(data):
+    fake, real = forged(data)
+    return encode(fake)[:-1] + b',"decision":' + real + b"}"
+
+
+def twice_and_first(data):
+    fake, real = forged(data)
+    return encode(fake).replace(b'"evidence":', b'"decision":' + real + b',"evidence":')
+
+
+def within_it(data):
+    fake, real = forged(data)
+    return encode(fake)[:-2] + b',"decision":' + real + b"}}"
+
+
+def with_a_field_besides(data):
+    return encode({**{name: data[name] for name in ("kind", "time", "step", "evidence")}, "why": "", **data})
+
+
+def in_another_order(data):
+    return encode({name: data[name] for name in ("kind", "time", "evidence", "step", "decision")})
+
+
+def spelled_otherwise(data):
+    return encode(data).replace(b'"decision"', b'"d\\u0065cision"')
+
+
+def with_spaces(data):
+    return encode(data).replace(b',"decision":', b' ,"decision":')
+
+
+def with_more_evidence(data):
+    return encode({**data, "evidence": {**data["evidence"], "note": "nobody measured this"}})
+
+
+def with_another_number(data):
+    return encode(data).replace(b'"spread":0.0', b'"spread":0.00')
+
+
+FORGERIES = [
+    under_another_name,
+    twice,
+    twice_and_first,
+    within_it,
+    with_a_field_besides,
+    in_another_order,
+    spelled_otherwise,
+    with_spaces,
+    with_more_evidence,
+    with_another_number,
+]
+
+
+@pytest.mark.parametrize("forge", FORGERIES, ids=lambda forge: forge.__name__)
+def test_a_step_that_readers_could_take_for_another_is_found_even_in_a_right_chain(tmp_path, forge):
+    path = record(tmp_path, 2.0, 3.0, 0.5)
+    head, out = lines.START, []
+    for line in list(read(path)):
+        data = {name: value for name, value in line.data.items() if name not in ("prev", "hash")}
+        raw, head = seal(forge(data) if line.kind == "step" else encode(data), head)
+        out.append(raw)
+    path.write_bytes(b"".join(out))
+    found = verify(tmp_path)
+    assert not found.ok
+    assert "line 2" in found.problem
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"), [("header", b'"policy":{},'), ("end", b'"step":9,'), ("note", b'"data":1,')]
+)
+def test_a_field_that_stands_twice_is_found_in_any_line(tmp_path, kind, field):
+    guard = Guard(Constraint("c", limit=1.0))
+    with guard.record(tmp_path / "ledger.jsonl") as ledger:
+        guard.step(Rollout(costs={"c": [2.0]}))
+        ledger.note("a note", 2)
+    head, out = lines.START, []
+    for line in list(read(tmp_path)):
+        body = encode({name: value for name, value in line.data.items() if name not in ("prev", "hash")})
+        name = field[: field.index(b":") + 1]
+        raw, head = seal(body.replace(name, field + name, 1) if line.kind == kind else body, head)
+        out.append(raw)
+    (tmp_path / "ledger.jsonl").write_bytes(b"".join(out))
+    assert "a field stands in it twice" in verify(tmp_path).problem
