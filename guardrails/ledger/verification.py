@@ -165,7 +165,7 @@ class _Replay:
         return self._result.lost - known
 
     def _note_seam(self, line: Line, step: int, own: str, fresh: str, missing: int) -> None:
-        """Say where a seam starts from; a state that nothing here led to is a problem unless lines were lost."""
+        """Say where a seam starts from; a state that nothing here led to is a problem once a step was decided here."""
         notes = self._result.notes
         if line.kind == "header":
             if step:
@@ -179,6 +179,8 @@ class _Replay:
         elif (step, own) in self._states or own == fresh:
             if step != self._step:
                 notes.append(f"{line.place}: the run was resumed from step {step}, after step {self._step}")
+        elif not (self._result.steps or self._result.lost):  # nothing was decided yet: the record begins here
+            notes.append(f"{line.place}: the record begins at step {step}")
         else:
             raise AlteredError(
                 f"{line.place}: the run was resumed at step {step} from a state that no step recorded here led to. "

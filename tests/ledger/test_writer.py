@@ -178,6 +178,36 @@ def test_resume_from_a_state_that_no_step_here_led_to_is_found(path):
     assert "from a state that no step recorded here led to" in verify(path).problem
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_a_checkpoint_loaded_before_the_first_step_begins_the_record(path, again):
+    first = new()
+    steps(first, 2)
+    second = new()
+    with second.record(path) as ledger:
+        if again:  # closed and opened anew, still without a step
+            ledger.note("a note", 1)
+            ledger.close()
+            ledger = second.record(path)
+        second.load_state_dict(first.state_dict())
+        steps(second, 3)
+        ledger.close()
+    result = verify(path)
+    assert result.ok
+    assert result.steps == 3
+    assert result.notes == [f"ledger.jsonl, line {4 if again else 2}: the record begins at step 2"]
+
+
+def test_a_foreign_checkpoint_loaded_after_a_step_is_found(path):
+    first = new()
+    steps(first, 2)
+    second = new()
+    with second.record(path):
+        steps(second, 1)
+        second.load_state_dict(first.state_dict())
+        steps(second, 1)
+    assert "line 3: the run was resumed at step 2 from a state that no step recorded" in verify(path).problem
+
+
 def test_a_new_run_into_the_same_ledger_begins_from_a_fresh_state(path):
     for _ in range(2):
         guard = new()
