@@ -49,7 +49,7 @@ def report(
                 "rows": view.rows,
                 "closed": view.closed,
                 "constraints": {each.name: dataclasses.asdict(each.figures) for each in view.constraints},
-                "gates": {each.name: each.level.mean[-1] if each.level.mean else None for each in view.gates},
+                "gates": {each.name: each.last_level for each in view.gates},
                 "events": [dataclasses.asdict(event) for event in view.events],
                 "problem": view.problem,
                 "verification": view.verification,

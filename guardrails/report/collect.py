@@ -115,6 +115,7 @@ def _gate(gate: GateDecision, points: list[Point]) -> GateView:
         name=gate.name,
         rungs=gate.rungs,
         level=trace("level"),
+        last_level=_last(points, ("gate", gate.name, "level")),
         texts=[_remark(point, f"gate {gate.name}")[1] for point in points],
         requirements=[
             RequirementView(
@@ -133,14 +134,13 @@ def _gate(gate: GateDecision, points: list[Point]) -> GateView:
 def _figures(points: list[Point], cost: Key, limit: Key, multiplier: Key, violated: Key, violation: Key) -> Figures:
     quarter = points[len(points) * 3 // 4 :]
     worst = [point.cells[violation].high for point in points if violation in point.cells]
-    ends = points[-1:]
     return Figures(
         measured=sum(point.cells[violated].count for point in points if violated in point.cells),
         violated=sum(_total(point, violated) for point in points),
         worst=max(worst, default=None),
-        last_cost=_mean(ends, cost),
-        last_limit=_mean(ends, limit),
-        last_multiplier=_mean(ends, multiplier),
+        last_cost=_last(points, cost),
+        last_limit=_last(points, limit),
+        last_multiplier=_last(points, multiplier),
         quarter=quarter[0].first if quarter else 0,
         quarter_cost=_mean(quarter, cost),
         quarter_limit=_mean(quarter, limit),
@@ -160,6 +160,10 @@ def _trace(points: list[Point], key: Key) -> Trace:
 def _mean(points: list[Point], key: Key) -> float | None:
     cells = [point.cells[key] for point in points if key in point.cells]
     return math.fsum(cell.total for cell in cells) / sum(cell.count for cell in cells) if cells else None
+
+
+def _last(points: list[Point], key: Key) -> float | None:
+    return next((point.cells[key].last for point in reversed(points) if key in point.cells), None)
 
 
 def _total(point: Point, key: Key) -> int:

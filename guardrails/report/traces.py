@@ -21,12 +21,14 @@ class Cell:
         high: largest.
         total: their sum.
         count: how many.
+        last: the latest.
     """
 
     low: float
     high: float
     total: float
     count: int
+    last: float
 
     @property
     def mean(self) -> float:
@@ -59,7 +61,7 @@ class Point:
                 self.cells[key] = theirs
             else:
                 own.low, own.high = min(own.low, theirs.low), max(own.high, theirs.high)
-                own.total, own.count = own.total + theirs.total, own.count + theirs.count
+                own.total, own.count, own.last = own.total + theirs.total, own.count + theirs.count, theirs.last
         for subject, remark in later.remarks.items():
             if subject not in self.remarks or remark[0] >= self.remarks[subject][0]:
                 self.remarks[subject] = remark
@@ -100,7 +102,7 @@ class Traces:
             numbers: what was measured; what is not finite is left out.
             remarks: subject to weight and sentence; in a point of several steps the weightiest stays.
         """
-        cells = {key: Cell(value, value, value, 1) for key, value in numbers.items() if math.isfinite(value)}
+        cells = {key: Cell(value, value, value, 1, value) for key, value in numbers.items() if math.isfinite(value)}
         point = Point(step, step, cells, {name: (weight, step, text) for name, (weight, text) in remarks.items()})
         if self._points and self._filled < self.stride:
             self._points[-1].merge(point)

@@ -34,9 +34,9 @@ class Figures:
         measured: steps with a cost.
         violated: steps whose cost broke the limit.
         worst: largest violation, in the cost's unit; None with no cost.
-        last_cost: cost of the last point, None with no cost.
-        last_limit: limit of the last point.
-        last_multiplier: multiplier λ of the last point.
+        last_cost: cost of the last step that has one, None with no cost.
+        last_limit: limit of the last step.
+        last_multiplier: multiplier λ after the last step.
         quarter: first step of the last quarter of the points.
         quarter_cost: mean cost from there on.
         quarter_limit: mean limit from there on.
@@ -104,11 +104,12 @@ class RequirementView:
 
 @dataclass(frozen=True, slots=True)
 class GateView:
-    """One gate: its level over the points, what it said, and its requirements."""
+    """One gate: its level over the points and after the last step, what it said, and its requirements."""
 
     name: str
     rungs: int
     level: Trace
+    last_level: float | None
     texts: list[str]
     requirements: list[RequirementView]
 

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from guardrails import Constraint, Guard, Rollout
+from guardrails import Constraint, Gate, Guard, Require, Rollout
+from guardrails.schedulers import CRPO
 
 GUARDRAILS = [sys.executable, "-m", "guardrails"]
 
@@ -47,6 +48,22 @@ def test_figures_are_printed_as_json_and_a_picture_drawn(run, tmp_path):
     figures = first["constraints"]["toxicity"]
     assert (figures["measured"], figures["violated"], figures["last_cost"]) == (3, 2, 0.2)
     assert first["verification"]["ok"]
+
+
+def test_a_run_of_more_steps_than_points_ends_with_what_its_last_step_decided(tmp_path):
+    gate = Gate(Require("reward_level", at_least=0.5), rungs=2, dwell=0)
+    guard = Guard(Constraint("toxicity", limit=gate.between(1.0, 2.0), scheduler=CRPO()))
+    with guard.record(tmp_path / "ledger.jsonl"):
+        for step in range(1, 1101):
+            cost = 2.5 - step % 2 * 2.0
+            guard.step(Rollout(rewards=[float(step < 1100)] * 64, costs={"toxicity": [cost] * 64}))
+    code, out, _ = guardrails("report", tmp_path, "-o", tmp_path / "page.html", "--no-verify", "--json")
+    (written,) = json.loads(out)["runs"]
+    figures, last = written["constraints"]["toxicity"], guard.decision
+    assert code == 0
+    assert (figures["last_multiplier"], figures["last_cost"], figures["last_limit"]) == (1e6, 2.5, 1.5)
+    assert last.constraints["toxicity"].limit == 1.5
+    assert written["gates"] == {"gate": last.gates["gate"].level} == {"gate": 0.5}
 
 
 def test_an_altered_ledger_is_shown_and_the_exit_code_is_1(run, tmp_path):

@@ -7,12 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recorded import guard, record, refinement, rollout
 
-from guardrails import Constraint, Guard, Rollout
+from guardrails import Constraint, Gate, Guard, Require, Rollout
 from guardrails.errors import LedgerError
 from guardrails.ledger import read
 from guardrails.report import collect, page
 from guardrails.report.events import Events
 from guardrails.report.traces import Traces
+from guardrails.schedulers import CRPO
 
 
 def decisions(run):
@@ -64,6 +65,25 @@ def test_figures_are_those_of_all_steps(run):
         assert part.figures.last_multiplier == facts[-1].multiplier
         assert part.figures.last_limit == facts[-1].limit
     assert [part.sense for part in view.constraints] == ["<=", ">="]
+
+
+def test_the_figures_at_the_end_of_a_long_run_are_those_of_its_last_step_not_of_its_last_point(tmp_path):
+    gate = Gate(Require("reward_level", at_least=0.5), rungs=4, dwell=0)
+    swinging = Constraint("swinging", limit=gate.between(1.0, 2.0), scheduler=CRPO())
+    guarded = Guard(swinging, Constraint("rare", limit=1.0))
+    with guarded.record(tmp_path / "ledger.jsonl"):
+        for step in range(1, 41):
+            costs = {"swinging": [2.5 - step % 2 * 2.0] * 64, "rare": [float(step)] * 64 if step < 39 else None}
+            guarded.step(Rollout(rewards=[float(step < 40)] * 64, costs=costs))
+    view, last, before = collect(tmp_path, verified=False, points=16), *reversed(decisions(tmp_path)[-2:])
+    assert (view.first[-1], view.last[-1]) == (37, 40)
+    figures, rare = (part.figures for part in view.constraints)
+    assert figures.last_multiplier == last.multipliers["swinging"] == 1e6
+    assert figures.last_limit == last.constraints["swinging"].limit < before.constraints["swinging"].limit
+    assert figures.last_cost == 2.5
+    assert rare.last_cost == 38.0
+    assert view.gates[0].last_level == last.gates["gate"].level < before.gates["gate"].level
+    assert view.constraints[0].multiplier.mean[-1] == 5e5
 
 
 def test_climbs_and_falls_are_told_with_the_reason_recorded(run):

@@ -18,6 +18,15 @@ def decisions(run):
     return [line.decision for line in read(run) if line.kind == "step"]
 
 
+def test_the_level_told_of_a_gate_is_that_after_the_last_step(screen, tmp_path):
+    record(tmp_path, 52)
+    view = collect(tmp_path, points=8)
+    (gate,) = view.gates
+    assert gate.last_level != gate.level.mean[-1]
+    screen.open(page([view]))
+    assert screen.run("document.querySelector('#gate-0 dd').firstChild.textContent") == f"{gate.last_level:g}"
+
+
 def test_the_page_draws_without_an_error_and_asks_no_network(screen, run):
     screen.open(page([collect(run)]))
     assert screen.errors() == []

@@ -288,7 +288,7 @@ function gate(name) {
       const place = (step) => run.last.findIndex((last) => last >= step);
       const count = (kind) => String(moves.filter((event) => event.kind === kind).length);
       return [
-        facts([["level", show(part.level.mean.at(-1)), `in ${part.rungs} rungs`], ["climbs", count("climb")], ["falls", count("fall")], ["freezes", count("frozen")]]),
+        facts([["level", show(part.last_level), `in ${part.rungs} rungs`], ["climbs", count("climb")], ["falls", count("fall")], ["freezes", count("frozen")]]),
         chart(run, {
           label: `Level of ${name} in ${run.name}`, domain: [-0.04, 1.06], height: 150, axis: part.requirements.length === 0,
           series: [{ name: "level", tone: "level", trace: part.level, stepped: true }],
