@@ -146,7 +146,7 @@ def _gate(gate: Gate, problems: list[str]) -> dict[str, Any]:
     requires = []
     for each in gate.requires:
         owner = f"metric '{each.name}'"
-        named = _registered(type(each.measured), plugins.metric, METRICS)
+        named = _registered(type(each.measured), plugins.metric_type, METRICS)
         entry: dict[str, Any] = {"metric": named, "at_least": each.at_least}
         if each.audit:
             entry["audit"] = True
@@ -173,8 +173,7 @@ def _registered(kind: Any, find: Callable[[str], Any], builtin: Any) -> str:
     name = getattr(kind, "name", None)
     if isinstance(name, str):
         try:
-            found = find(name)
-            if found is kind or type(found) is kind:
+            if find(name) is kind:
                 return name
         except PluginError:
             pass  # it is used without being listed by a plug-in

@@ -8,7 +8,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from random_guards import guards, rollout
 
-from guardrails import ConfigurationError, Constraint, Dial, Gate, Guard, Require, Rollout, plugins, schedulers
+from guardrails import (
+    CompetenceMetric,
+    ConfigurationError,
+    Constraint,
+    Dial,
+    Gate,
+    Guard,
+    Require,
+    Rollout,
+    hookimpl,
+    plugins,
+    schedulers,
+)
 from guardrails.competence import BUILTIN as METRICS
 from guardrails.competence import FailureAvoidance, FromFunction, SubgoalAdherence
 from guardrails.policy import describe
@@ -199,6 +211,55 @@ class AcmePlugin:
                 return [Acme]
 
         return Plugin()
+
+
+class Near(CompetenceMetric):
+    name = "acme.near"
+    requires = frozenset({"rewards"})
+    made = 0
+
+    def __init__(self, goal):
+        type(self).made += 1
+        self.goal = goal
+
+    def measure(self, rollout):
+        return [float(abs(reward - self.goal) < 1.0) for reward in rollout.rewards]
+
+
+class Plain(Near):
+    name = "acme.plain"
+
+    def __init__(self, goal=1.0):
+        super().__init__(goal)
+
+
+@pytest.fixture
+def metrics():
+    class Plugin:
+        @hookimpl
+        def guardrails_competence_metrics(self):
+            return [Near, Plain]
+
+    plugins.register(Plugin(), name="acme metrics")
+    yield
+    plugins.unregister("acme metrics")
+
+
+def test_a_metric_of_a_plugin_that_needs_arguments_stands_by_its_name(tmp_path, metrics):
+    guard = Guard(Constraint("c", limit=Gate(Require(Near(2.5), at_least=0.5)).between(1.0, 2.0)))
+    text = guard.to_toml()
+    assert 'metric = "acme.near"' in text
+    measured = load(tmp_path, text).parts[0].limit.gate.requires[0].measured
+    assert (type(measured), measured.goal) == (Near, 2.5)
+
+
+def test_no_metric_is_made_to_write_a_guard_down(tmp_path, metrics):
+    guard = Guard(Constraint("c", limit=Gate(Require("acme.plain", at_least=0.5)).between(1.0, 2.0)))
+    made = Plain.made
+    assert 'metric = "acme.plain"' in guard.to_toml()
+    with guard.record(tmp_path / "ledger.jsonl"):
+        guard.load_state_dict(guard.state_dict())
+    assert Plain.made == made
 
 
 @pytest.fixture
