@@ -16,6 +16,7 @@ from guardrails.competence.between import Between
 from guardrails.competence.gate import Gate
 from guardrails.constraint import Constraint, Dial
 from guardrails.errors import ConfigurationError, PluginError
+from guardrails.plugins.hookspecs import Kind
 from guardrails.refine import Acceptance, AllOf, AnyOf, Detector, FunctionRefiner, Not, Predicate, Refiner
 from guardrails.refinement import Refinement
 from guardrails.schedulers import BUILTIN, WRAPPERS
@@ -28,6 +29,13 @@ SCHEMA = 1
 """Version of the layout that `describe` returns."""
 
 SCHEDULERS = {**BUILTIN, **WRAPPERS}
+
+_FIND: dict[Kind, Callable[[str], Any]] = {
+    "metric": plugins.metric_type,
+    "scheduler": plugins.scheduler,
+    "refiner": plugins.refiner,
+    "detector": plugins.detector,
+}
 
 
 def describe(guard: Guard, *, strict: bool = True) -> dict[str, Any]:
@@ -170,14 +178,16 @@ def _registered(kind: Any, find: Callable[[str], Any], builtin: Any) -> str:
     for name, own in builtin.items():
         if own is kind:
             return str(name)
-    name = getattr(kind, "name", None)
-    if isinstance(name, str):
-        try:
-            if find(name) is kind:
-                return name
-        except PluginError:
-            pass  # it is used without being listed by a plug-in
-    return address(kind)
+    return str(kind.name) if _listed(kind, find) else address(kind)
+
+
+def _listed(thing: Any, find: Callable[[str], Any]) -> bool:
+    """Whether a class or function is what is looked up by the name that it bears."""
+    name = getattr(thing, "name", None)
+    try:
+        return isinstance(name, str) and find(name) is thing
+    except PluginError:
+        return False  # it is used without being listed by a plug-in
 
 
 def address(thing: Any) -> str:
@@ -253,13 +263,14 @@ def foreign_parts(guard: Guard) -> list[dict[str, str]]:
     for kind, thing, name in _things(guard):
         module = str(getattr(thing, "__module__", type(thing).__module__))
         if module.split(".")[0] != "guardrails":
-            distribution, version = _origin(module, name)
+            distribution, version = _origin(kind, thing, module)
             found[kind, name] = {"kind": kind, "name": name, "distribution": distribution, "version": version}
     return list(found.values())
 
 
-def _things(guard: Guard) -> list[tuple[str, Any, str]]:
-    things: list[tuple[str, Any, str]] = []
+def _things(guard: Guard) -> list[tuple[Kind, Any, str]]:
+    """Return kind, class or function, and name of each part that somebody wrote."""
+    things: list[tuple[Kind, Any, str]] = []
     gates: dict[str, Gate] = {}
     steering = [] if guard.refinement is None else guard.refinement.turned
     widths = [dial for each in guard.action_sets for dial in each.turned]
@@ -269,17 +280,18 @@ def _things(guard: Guard) -> list[tuple[str, Any, str]]:
             gates[value.gate.name] = value.gate
         scheduler = part.controller if isinstance(part, Constraint) else None
         while scheduler is not None:
-            things.append(("scheduler", scheduler, _registered(type(scheduler), plugins.scheduler, SCHEDULERS)))
+            own = type(scheduler)
+            things.append(("scheduler", own, _registered(own, plugins.scheduler, SCHEDULERS)))
             scheduler = getattr(scheduler, "scheduler", None)
     metrics = [each.measured for gate in gates.values() for each in gate.requires]
-    things += [("metric", metric, metric.name) for metric in metrics]
+    things += [("metric", type(metric), metric.name) for metric in metrics]
     if guard.refinement is not None:
         things.append(("refiner", *_written(guard.refinement.corrects, plugins.refiner)))
         things += _detectors(guard.refinement.detects) + _detectors(guard.refinement.accept.sound)
     return things
 
 
-def _detectors(detector: Any) -> list[tuple[str, Any, str]]:
+def _detectors(detector: Any) -> list[tuple[Kind, Any, str]]:
     """Return a detector, or those that it combines."""
     if isinstance(detector, (AnyOf, AllOf)):
         return [each for part in detector.parts for each in _detectors(part)]
@@ -294,10 +306,12 @@ def _written(thing: Any, find: Callable[[str], Any]) -> tuple[Any, str]:
     return own, _registered(own, find, {})
 
 
-def _origin(module: str, name: str) -> tuple[str, str]:
-    for record in plugins.found():
-        if name in record.names and record.distribution:
-            return record.distribution, record.version
+def _origin(kind: Kind, thing: Any, module: str) -> tuple[str, str]:
+    """Return name and version of the distribution that lists a class or function, or else that has its module."""
+    if _listed(thing, _FIND[kind]):
+        for record in plugins.found():
+            if record.kind == kind and thing.name in record.names and record.distribution:
+                return record.distribution, record.version
     for distribution in metadata.packages_distributions().get(module.split(".")[0], []):
         return distribution, metadata.version(distribution)
     return "", ""
