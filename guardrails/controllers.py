@@ -8,7 +8,7 @@ from typing import Any
 
 from guardrails import saved
 from guardrails.constraint import Constraint
-from guardrails.errors import ConfigurationError, told
+from guardrails.errors import ConfigurationError, stable, told
 
 
 class Controllers:
@@ -98,7 +98,7 @@ def _initial(part: Constraint, state: Any) -> float:
 
 def _problem(before: Any, after: Any, strength: Any) -> str:
     if not isinstance(after, type(before)):
-        return f"returned {after!r:.100} instead of a {type(before).__name__}"
+        return f"returned {stable(repr(after)):.100} instead of a {type(before).__name__}"
     if not (math.isfinite(strength) and strength >= 0.0):
-        return f"returned a strength of {strength!r}"
+        return f"returned a strength of {stable(repr(strength))}"
     return ""

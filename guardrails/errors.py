@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+_ADDRESS = re.compile(" at 0x[0-9a-fA-F]+")
+
 _LONGEST = 500
 """Characters of a foreign error's message that are told: it is repeated in decisions, ledgers and logs."""
 
@@ -34,10 +38,15 @@ class LedgerError(GuardrailsError):
     """A ledger cannot be opened, read, verified or replayed: damaged, altered, foreign, newer, or in use."""
 
 
+def stable(text: str) -> str:
+    """Return ``text`` without addresses in memory: no two processes have the same, and decisions are replayed."""
+    return _ADDRESS.sub("", text)
+
+
 def told(error: BaseException) -> str:
-    """Return an error as a sentence has it, ``"ValueError: why"``, whatever its message is: cut short, or missing."""
+    """Return an error as a sentence has it, ``"ValueError: why"``: `stable`, cut short, and whatever its message is."""
     try:
-        text = str(error)
+        text = stable(str(error))
     except Exception:
         text = "its message cannot be shown"
     cut = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

@@ -116,6 +116,43 @@ def test_a_changed_multiplier_in_a_rewritten_chain_is_shown_with_both_values(tmp
     assert not result.ok
 
 
+KEPT = []
+
+
+class Thing:
+    """An object whose text says where in memory it lies; none is let go, so that no two lie at one place."""
+
+    def __init__(self):
+        KEPT.append(self)
+
+    def __float__(self):
+        return math.nan
+
+
+class Failing(DualAscent):
+    """Fails in one of the ways that a plug-in may."""
+
+    def __init__(self, way="raises"):
+        super().__init__(0.5)
+        self.way = way
+
+    def update(self, state, violation):
+        after, _ = super().update(state, violation)
+        if self.way == "raises":
+            raise ValueError(f"{Thing()} and {Thing()} {'are of no use ' * 50}")
+        return ([Thing(), *range(100)], 1.0) if self.way == "no state" else (after, Thing())
+
+
+@pytest.mark.parametrize("way", ["raises", "no state", "no strength"])
+def test_a_failure_that_tells_of_an_object_in_memory_is_the_same_when_it_is_replayed(tmp_path, way):
+    guard = Guard(Constraint("c", limit=1.0, scheduler=Failing(way)))
+    with guard.record(tmp_path / "ledger.jsonl"):
+        decision = guard.step(Rollout(costs={"c": [3.0]}))
+    assert f"<{__name__}.Thing object>" in decision.reasons[0].text
+    assert decision.reasons[0].verdict == "failed"
+    assert verify(tmp_path, allow_imports=True).ok
+
+
 LEAVES = [
     ("step",),
     ("evidence", "n_rows"),
