@@ -29,6 +29,8 @@ _BLOCKS = "▁▂▃▄▅▆▇█"
 class Watch:
     """Follows one run; `poll` reads what was written since, `frame` draws where it stands.
 
+    It holds the steps that it draws and no others, however many there are.
+
     Args:
         run: the run's folder, or its ledger.
 
@@ -50,23 +52,31 @@ class Watch:
         self.ended = False
         """Whether the last line read closes the run."""
 
-    def poll(self) -> list[Line]:
-        """Read what was written since, and return its steps.
+    def poll(self) -> None:
+        """Read what was written since.
 
         Raises:
             AlteredError: at a line that is damaged or not in its place.
             LedgerError: if the ledger can no longer be read.
         """
-        fresh = []
+        for _ in self.steps():
+            pass
+
+    def steps(self) -> Iterator[Line]:
+        """Read what was written since, and yield its steps one by one.
+
+        Raises:
+            AlteredError: at a line that is damaged or not in its place.
+            LedgerError: if the ledger can no longer be read.
+        """
         for line in self._reader.poll():
             self.ended = line.kind == "end"
             if line.kind == "step":
                 self._note(line)
-                fresh.append(line)
                 self._steps.append(line)
+                yield line
             elif line.kind in ("header", "seam"):
                 self._header = line.data
-        return fresh
 
     def _note(self, line: Line) -> None:
         """Keep the reasons of gates that moved and of what failed; the decision is decoded when drawn."""
@@ -110,15 +120,15 @@ class Watch:
         return Panel(Group(*parts), title=title, title_align="left", subtitle=run, subtitle_align="left")
 
 
-def follow(watch: Watch, interval: float) -> Iterator[list[Line]]:
-    """Yield the steps that came since, every ``interval`` seconds, until the run is closed.
+def follow(watch: Watch, interval: float) -> Iterator[Line]:
+    """Yield each step of a run, one by one, until it is closed.
 
     Args:
         watch: what to follow.
         interval: seconds between readings, > 0.
     """
     while True:
-        yield watch.poll()
+        yield from watch.steps()
         if watch.ended:
             return
         time.sleep(interval)

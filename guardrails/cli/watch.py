@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,9 +35,8 @@ def watch(
     try:
         watched = Watch(run) if once else _awaited(run, interval)
         if as_json:
-            for fresh in [watched.poll()[-1:]] if once else follow(watched, interval):
-                for line in fresh:
-                    typer.echo(json.dumps(state(line)))
+            for line in deque(watched.steps(), maxlen=1) if once else follow(watched, interval):
+                typer.echo(json.dumps(state(line)))
         else:
             _show(watched, once, interval)
     except KeyboardInterrupt:
@@ -69,13 +69,15 @@ def _show(watched: Watch, once: bool, interval: float) -> None:
     from rich.console import Console
     from rich.live import Live
 
-    from guardrails.watch import follow
-
     console = Console()
     if once:
         watched.poll()
         console.print(watched.frame(console.width))
         return
     with Live(console=console, auto_refresh=False) as live:
-        for _ in follow(watched, interval):
+        while True:
+            watched.poll()
             live.update(watched.frame(console.width), refresh=True)
+            if watched.ended:
+                return
+            time.sleep(interval)

@@ -6,12 +6,13 @@ import select
 import signal
 import subprocess
 import sys
+import tracemalloc
 
 import pytest
 from rich.console import Console
 
 from guardrails import CompetenceMetric, Constraint, Dial, Gate, Guard, LedgerError, Require, Rollout
-from guardrails.watch import Watch, sparkline
+from guardrails.watch import Watch, follow, sparkline
 
 WATCH = [sys.executable, "-m", "guardrails", "watch"]
 
@@ -39,7 +40,7 @@ def test_a_frame_tells_cost_limit_multiplier_and_the_reason(guard, tmp_path):
         decision = step(guard, cost)
     guard.ledger.flush()
     watch = Watch(tmp_path)
-    assert [line.decision.step for line in watch.poll()] == [1, 2, 3]
+    assert [line.decision.step for line in watch.steps()] == [1, 2, 3]
     text = printed(watch)
     row = next(line for line in text.splitlines() if "toxicity  " in line)
     assert " 0.75 " in row
@@ -62,20 +63,36 @@ def test_a_frame_fits_the_terminal(guard, tmp_path):
         assert max(map(len, text.splitlines())) <= width
 
 
+@pytest.mark.parametrize("look", [Watch.poll, lambda watch: list(map(id, follow(watch, 1.0)))], ids=["poll", "follow"])
+def test_a_long_run_is_looked_at_in_the_memory_of_what_is_drawn(guard, tmp_path, look):
+    for _ in range(2000):
+        step(guard, 0.4)
+    guard.ledger.close()
+    watch = Watch(tmp_path)
+    tracemalloc.start()
+    try:
+        look(watch)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert "step 2000, 2 rows" in printed(watch)
+    assert most < 2e6  # 60 steps of 5.5 kB, and what else a look takes; all 2000 are 11 MB
+
+
 def test_what_is_written_later_and_elsewhere_is_read_until_the_end(tmp_path):
     guard = Guard(Constraint("toxicity", limit=0.5))
     ledger = guard.record(tmp_path / "ledger.jsonl", max_bytes=1500)
     watch = Watch(tmp_path)
-    assert watch.poll() == []
+    assert list(watch.steps()) == []
     assert "No step was recorded yet" in printed(watch)
     for number in range(1, 6):
         step(guard, 0.1 * number)
         ledger.flush()
-        assert [line.decision.step for line in watch.poll()] == [number]
+        assert [line.decision.step for line in watch.steps()] == [number]
         assert not watch.ended
     assert len(list(tmp_path.iterdir())) > 1
     ledger.close()
-    assert watch.poll() == []
+    assert list(watch.steps()) == []
     assert watch.ended
     assert "ended" in printed(watch)
 
