@@ -29,6 +29,7 @@ class Reading:
         self.started = self.ended = math.nan
         self.closed = False
         self.last: Decision | None = None
+        self._at = 0  # the step that the run is at; a resume may put it back
         self._frozen: set[str] = set()
 
     def take(self, line: Line) -> None:
@@ -51,16 +52,17 @@ class Reading:
 
     def _begin(self, line: Line) -> None:
         previous, self.header = self.header, line.data
+        state = line.data.get("state")
+        start = state.get("step") if isinstance(state, dict) else None
+        start = start if isinstance(start, int) else 0
+        before, self._at = self._at, start
         if line.kind == "header":
             return
-        state = line.data.get("state")
-        start = state.get("step", 0) if isinstance(state, dict) else 0
-        before = self.last.step if self.last else 0
         if line.data.get("reason") == "lost":
             self.events.add(start, "lost", "", f"steps {before + 1} to {start} could not be written to the disk")
         else:
             text = f"went on after step {start}"
-            if start < before:
+            if start < before and self.last:
                 text += f"; steps {start + 1} to {before} were given up with it, only the ledger still has them"
                 self.traces.cut(start)
                 self.events.cut(start)
@@ -102,7 +104,7 @@ class Reading:
             if reason.verdict in ("failed", "invalid"):
                 self.events.add(decision.step, reason.verdict, reason.subject, reason.text, running=True)
         self.traces.add(decision.step, numbers, remarks)
-        self.last = decision
+        self.last, self._at = decision, decision.step
 
     def _moved(self, step: int, gate: GateDecision) -> None:
         kind: EventKind | None = _MOVES.get(gate.verdict)

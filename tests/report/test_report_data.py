@@ -9,7 +9,7 @@ from recorded import guard, record, refinement, rollout
 
 from guardrails import Constraint, Gate, Guard, Require, Rollout
 from guardrails.errors import LedgerError
-from guardrails.ledger import read
+from guardrails.ledger import lines, read
 from guardrails.report import collect, page
 from guardrails.report.events import Events
 from guardrails.report.traces import Traces
@@ -166,6 +166,47 @@ def test_steps_that_a_resume_gave_up_are_not_shown_and_said(tmp_path):
     assert view.verification["ok"]
 
 
+def test_steps_are_said_to_be_given_up_once_however_often_the_run_is_restarted_from_there(tmp_path):
+    def resumed(state, costs):
+        guarded = Guard(Constraint("cost", limit=1.0))
+        guarded.load_state_dict(state)
+        with guarded.record(tmp_path / "ledger.jsonl"):
+            for cost in costs:
+                guarded.step(Rollout(costs={"cost": [cost]}))
+        return guarded.state_dict()
+
+    fifth = resumed(Guard(Constraint("cost", limit=1.0)).state_dict(), [2.0] * 5)
+    resumed(fifth, [2.0] * 5)
+    resumed(fifth, [])
+    resumed(fifth, [])
+    resumed(fifth, [0.5] * 2)
+    resumed(fifth, [])
+    resumed(fifth, [0.5])
+    view = collect(tmp_path)
+    assert view.verification["ok"]
+    assert view.last == [1, 2, 3, 4, 5, 6]
+    assert [event.text.partition(" were given up")[0] for event in view.events] == [
+        "went on after step 5",
+        "went on after step 5; steps 6 to 10",
+        "went on after step 5",
+        "went on after step 5",
+        "went on after step 5; steps 6 to 7",
+        "went on after step 5",
+    ]
+
+
+def test_a_checkpoint_older_than_where_the_record_begins_gives_up_nothing_that_was_recorded(tmp_path):
+    guarded = Guard(Constraint("cost", limit=1.0))
+    states = [guarded.state_dict() for _ in range(4) if guarded.step(Rollout(costs={"cost": [2.0]}))]
+    with guarded.record(tmp_path / "ledger.jsonl"):
+        guarded.load_state_dict(states[1])
+        guarded.step(Rollout(costs={"cost": [2.0]}))
+    view = collect(tmp_path)
+    assert view.verification["ok"]
+    assert [event.text for event in view.events] == ["went on after step 2"]
+    assert view.first == [3]
+
+
 def test_what_was_altered_ends_the_reading_and_is_told(run, tmp_path):
     lines = (run / "ledger.jsonl").read_bytes().splitlines(keepends=True)
     lines[41] = lines[41].replace(b'"n_rows":32', b'"n_rows":31', 1)
@@ -175,6 +216,21 @@ def test_what_was_altered_ends_the_reading_and_is_told(run, tmp_path):
     assert view.last[-1] == 39  # the header and the refiner's note are lines too
     assert view.closed is False
     assert view.verification["problem"] == view.problem
+
+
+@pytest.mark.parametrize("step", [None, "many", [1]])
+def test_a_state_without_a_step_is_a_finding_not_a_crash(tmp_path, step):
+    for _ in range(2):
+        record(tmp_path, 3)
+    head, out = lines.START, []
+    for line in list(read(tmp_path)):
+        data = {name: value for name, value in line.data.items() if name not in ("prev", "hash")}
+        if "state" in data:
+            data["state"] = {**data["state"], "step": step}
+        raw, head = lines.seal(lines.encode(data), head)
+        out.append(raw)
+    (tmp_path / "ledger.jsonl").write_bytes(b"".join(out))
+    assert "'step' or 'constraints' is missing or not valid" in collect(tmp_path).verification["unreplayed"]
 
 
 def test_a_rotated_ledger_is_read_whole(tmp_path):
