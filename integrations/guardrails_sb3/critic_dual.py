@@ -57,7 +57,7 @@ class CriticDual:
         return self._guard.settle(replace(self._guard.reduce(rollout), costs=costs))
 
     def _take(self) -> None:
-        estimates = self._host.critic.take_estimates().double().cpu().numpy()
+        estimates = self._host.critic.take_estimates().cpu().double().numpy()
         self._sum, self._count = self._sum + estimates.sum(axis=0), self._count + len(estimates)
 
     def tensors(self) -> dict[str, torch.Tensor]:

@@ -318,7 +318,7 @@ def _known(columns: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
 
 
 def _column(values: Tensor) -> Any:
-    return values.double().cpu().numpy()
+    return values.cpu().double().numpy()  # Apple's MPS has no float64
 
 
 def _mean_cost(part: Constraint, costs: Tensor) -> float:

@@ -119,8 +119,8 @@ class Divergence:
         """
         policy, reference = self._both()
         attention_mask, n_tokens = reference.arguments[1:3]
-        mask = attention_mask[:, -n_tokens:]
-        ratio = (reference.log_probs - policy).double()
+        mask = attention_mask[:, -n_tokens:].cpu()
+        ratio = (reference.log_probs - policy).cpu().double()  # Apple's MPS has no float64
         per_token = (ratio.exp() - ratio - 1.0) * mask
         shown = mask.sum(dim=1)
         means = per_token.sum(dim=1) / shown.clamp(min=1)
