@@ -210,9 +210,8 @@ class ReplayCritic:
 
     def _foresee(self, buffer_actions: Any) -> tuple[FloatArray, FloatArray]:
         observations = self._model.policy.obs_to_tensor(seams.last_observations(self._model))[0]
-        actions = torch.as_tensor(np.asarray(buffer_actions), device=self._model.device)
-        if not self.host.critic.discrete:
-            actions = actions.to(torch.float32)
+        kind = None if self.host.critic.discrete else torch.float32
+        actions = torch.as_tensor(np.asarray(buffer_actions), dtype=kind, device=self._model.device)
         with torch.no_grad():
             values = self.host.critic.values(observations, actions.reshape(len(actions), -1))
             risks = self.host.critic.combine(values)

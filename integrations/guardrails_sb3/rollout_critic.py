@@ -143,7 +143,7 @@ class RolloutCritic:
         actions = actions if self.executed is None else self.executed()
         rows = actions.reshape(-1, *actions.shape[2:])
         if squashed:
-            return torch.as_tensor(rows, device=self._device).to(torch.float32).reshape(len(rows), -1)
+            return torch.as_tensor(rows, dtype=torch.float32, device=self._device).reshape(len(rows), -1)
         return self.host.scale(rows)
 
     def _torch(self, observations: Any) -> Any:

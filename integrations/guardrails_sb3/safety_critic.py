@@ -159,10 +159,11 @@ class HostCritic:
 
     def scale(self, actions: Any) -> torch.Tensor:
         """Return actions of the environment as the critic has learned them: cut to their bounds, in [-1, 1]."""
-        rows: torch.Tensor = torch.as_tensor(actions, device=self._model.device)
+        kind = None if self.critic.discrete else torch.float32
+        rows: torch.Tensor = torch.as_tensor(actions, dtype=kind, device=self._model.device)
         if self.critic.discrete:
             return rows.reshape(-1, 1)
-        rows = rows.to(torch.float32).reshape(len(rows), -1)
+        rows = rows.reshape(len(rows), -1)
         if self._bounds is None:
             return rows
         low, high = self._bounds

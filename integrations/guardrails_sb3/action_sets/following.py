@@ -46,7 +46,7 @@ class Following:
             return actions
         changed = torch.tensor(list(memory.changed.values()), device=actions.device).any(dim=0)
         stored = executed if bounds is None else policy.scale_action(executed)
-        replaced = torch.as_tensor(stored, device=actions.device).to(actions.dtype).view_as(actions)
+        replaced = torch.as_tensor(stored, dtype=actions.dtype, device=actions.device).view_as(actions)
         return torch.where(changed.view(-1, *[1] * (actions.dim() - 1)), replaced, actions)
 
 
