@@ -55,6 +55,17 @@ class RefineSeams:
         return self._trainer._tokenizer
 
     @property
+    def special_tokens(self) -> tuple[set[int], set[int]]:
+        """Return the tokens that no text shows: those the tokenizer has names for, and further ones, of structure."""
+        tokenizer = self.tokenizer
+        named = set(tokenizer.all_special_ids)
+        try:
+            added = tokenizer.added_tokens_decoder
+        except NotImplementedError:  # a tokenizer of mistral-common has names for all
+            added = {}
+        return named, {token for token, how in added.items() if how.special} - named
+
+    @property
     def chat_template_kwargs(self) -> Mapping[str, Any]:
         """What the host gives the chat template of its prompts besides the messages."""
         return dict(self._trainer.chat_template_kwargs)

@@ -194,30 +194,34 @@ class Refining:
     def _targets(
         self, written: Written, texts: list[str], found: Corrections
     ) -> tuple[Corrections, list[list[int] | None]]:
-        """Return the tokens of each y⁺, and the corrections without those that are too long."""
+        """Return the tokens of each y⁺, and the corrections without those that cannot be learned."""
         targets: list[list[int] | None] = [None] * len(texts)
-        special = set(self._seams.tokenizer.all_special_ids)
-        spelt_out = special - {self._seams.tokenizer.unk_token_id}  # which is a word the tokenizer does not know
+        named, further = self._seams.special_tokens
+        spelt_out = (named | further) - {self._seams.tokenizer.unk_token_id}  # a word the tokenizer does not know
+        problems: dict[int, str] = {}
         encoded = []
         for row, text in enumerate(found.targets):
             ids = written.ids[row]
+            said = ids[:-1] if self._seams.ended(ids) else ids
             if text is None:
                 continue
-            if text == texts[row] and self._seams.ended(ids) and special.isdisjoint(ids[:-1]):
+            if not further.isdisjoint(said):
+                problems[row] = "its completion holds control tokens that its text does not show"
+            elif text == texts[row] and len(said) < len(ids) and named.isdisjoint(said):
                 targets[row] = []
             else:
                 encoded.append(row)
-        accepted, refused, ratios = list(found.accepted), list(found.refused), found.edit_ratio.copy()
         limit = self._seams.max_completion_length
         tokens = self._encode([str(found.offers[row]) for row in encoded]) if encoded else []
         for row, ids in zip(encoded, tokens, strict=True):
             if not spelt_out.isdisjoint(ids):
-                problem = "it spells out a special token"
+                problems[row] = "it spells out a special token"
             elif len(ids) >= limit:
-                problem = f"it is longer than the {limit} tokens of a completion"
+                problems[row] = f"it is longer than the {limit} tokens of a completion"
             else:
                 targets[row] = [*ids, self._seams.end_token(written.ids[row])]
-                continue
+        accepted, refused, ratios = list(found.accepted), list(found.refused), found.edit_ratio.copy()
+        for row, problem in problems.items():
             accepted[row], ratios[row], refused[row] = False, 1.0, problem
         found = replace(found, accepted=tuple(accepted), refused=tuple(refused), edit_ratio=ratios)
         return found, targets

@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig
 from refined_gradients import expected_gradient, run
 from tiny_trl import build_trainer, logged, same_weights, weights
+from tokenizers import AddedToken
 from transformers import TrainerCallback
 from trl import GRPOTrainer
 
@@ -71,6 +72,15 @@ def table(trainer):
     """Prompt, completion and correction of each row of the host's completions table."""
     logs = trainer._logs
     return list(zip(logs["prompt"], logs["completion"], logs["extra"]["guardrails/refined"], strict=True))
+
+
+def as_control_token(trainer, word):
+    """Make a word one that texts do not show though the tokenizer has no name for it, and return its id."""
+    tokenizer = trainer.processing_class
+    tokenizer.backend_tokenizer.add_special_tokens([AddedToken(word, special=True, normalized=False)])
+    token = tokenizer.convert_tokens_to_ids(word)
+    assert token not in tokenizer.all_special_ids
+    return token
 
 
 @pytest.mark.parametrize("kind", ["grpo", "rloo"])
@@ -208,6 +218,37 @@ def test_a_correction_that_spells_out_a_special_token_is_refused(speaking_model,
     trainer.train()
     assert logged(trainer, PREFIX + "acceptance_rate") == [0.0]
     assert logged(trainer, PREFIX + "edit_ratio") == [1.0]
+
+
+@pytest.mark.parametrize("kind", ["grpo", "rloo"])
+@pytest.mark.parametrize("correct", [lambda text: text, lambda text: "7"], ids=["unchanged", "changed"])
+def test_a_row_with_a_control_token_that_its_text_does_not_show_is_refused(speaking_model, tmp_path, kind, correct):
+    written = []
+
+    def rewards(completion_ids, **columns):
+        written.extend(completion_ids)
+        return [0.0] * len(completion_ids)
+
+    trainer = build_trainer(
+        speaking_model, tmp_path, kind=kind, rewards=rewards, per_device_train_batch_size=32, num_generations=8
+    )
+    control = as_control_token(trainer, "so")
+    guarded(trainer, Refinement(Recording(correct), accept=ANY))
+    trainer.train()
+    offers = [
+        None if control in ids else correct(text) for ids, (_, text, _) in zip(written, table(trainer), strict=True)
+    ]
+    assert 0 < offers.count(None) < 32
+    assert [refined for _, _, refined in table(trainer)] == offers
+    assert logged(trainer, PREFIX + "acceptance_rate") == [1.0 - offers.count(None) / 32]
+
+
+def test_a_correction_that_spells_out_a_control_token_is_refused(speaking_model, tmp_path):
+    trainer = build_trainer(speaking_model, tmp_path)
+    as_control_token(trainer, "well")
+    guarded(trainer, Refinement(FunctionRefiner(lambda prompt, text: "7 well 7"), accept=ANY))
+    trainer.train()
+    assert logged(trainer, PREFIX + "acceptance_rate") == [0.0]
 
 
 def test_a_refiner_that_fails_to_let_go_leaves_no_trace_on_the_trainer(speaking_model, tmp_path):
