@@ -6,6 +6,7 @@ Source: "Enhancing RL fine-tuning with an online refiner" (arXiv 2603.18088).
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -33,9 +34,10 @@ class ModelRefiner(Refiner):
     correction: a row that is left unchanged costs one forward pass, see `guardrails.refine.copying`. A model whose
     attention slides or whose state is not a plain cache is decoded by ``generate``, with the same result.
 
-    A row that has not ended within ``max_new_tokens``, or holds thoughts alone, has nothing to offer. What a reasoning
-    model thinks before its answer is no part of the correction, unless the response itself has thoughts. White space
-    around a correction is that of the response, as it depends on where in a text it stands, not on what is right.
+    A row that has not ended within ``max_new_tokens``, or holds thoughts alone, has nothing to offer; nor has one with
+    tokens that the model does not read. What a reasoning model thinks before its answer is no part of the correction,
+    unless the response itself has thoughts. White space around a correction is that of the response, as it depends on
+    where in a text it stands, not on what is right.
 
     Args:
         model: a causal language model of transformers; None is the host's reference model, or with PEFT the
@@ -95,6 +97,9 @@ class ModelRefiner(Refiner):
     def attach(self, host: RefineHost) -> None:
         """Check that there is a model, and that it can read what the tokenizer writes.
 
+        Tokens that were added to a tokenizer may lie beyond what its own model reads, such as that of images beside a
+        model of text; rows that hold one have nothing to offer.
+
         Raises:
             AttachError: if the host has no reference model and none was given, or the vocabularies differ.
         """
@@ -103,9 +108,9 @@ class ModelRefiner(Refiner):
             config = getattr(model, "config", None)
             if getattr(config, "is_encoder_decoder", False):
                 raise AttachError("ModelRefiner: an encoder-decoder cannot be asked in this way. Give a causal model.")
-            n_known = model.get_input_embeddings().weight.shape[0]
-        highest = max(tokenizer.get_vocab().values())
-        if 0 < n_known <= highest:
+            n_known = _n_known(model)
+        highest = _highest(tokenizer)
+        if n_known <= highest:
             raise AttachError(
                 f"ModelRefiner: the tokenizer has tokens up to {highest}, the model reads {n_known}. Give the model's "
                 "own: ModelRefiner(model, tokenizer=...)."
@@ -117,7 +122,7 @@ class ModelRefiner(Refiner):
         self._host = None
 
     def refine(self, prompts: Sequence[Text], completions: Sequence[str]) -> list[str | None]:
-        """Return the model's correction of each completion; None where it has not come to an end.
+        """Return the model's correction of each completion; None where it did not come to an end or cannot read it.
 
         Raises:
             AttachError: if the refiner is not attached to a host.
@@ -130,10 +135,11 @@ class ModelRefiner(Refiner):
         tokenizer = self.tokenizer or host.tokenizer
         asked = [self._ask(host, tokenizer, *row) for row in zip(prompts, completions, strict=True)]
         drafts = [_words(tokenizer, completion.strip()) for completion in completions]
-        order = sorted(range(len(asked)), key=lambda row: len(asked[row]) + len(drafts[row]))
         offers: list[str | None] = [None] * len(asked)
         with self._reference(host) as model, torch.no_grad(), evaluating(model):
-            ends = end_tokens(model, tokenizer)
+            ends, n_known = end_tokens(model, tokenizer), _n_known(model)
+            known = [row for row in range(len(asked)) if max(asked[row] + drafts[row], default=0) < n_known]
+            order = sorted(known, key=lambda row: len(asked[row]) + len(drafts[row]))
             for start in range(0, len(order), self.batch_size):
                 rows = order[start : start + self.batch_size]
                 written = self._decode(
@@ -168,6 +174,7 @@ class ModelRefiner(Refiner):
         """Return what the model writes after each prompt, the end included where it came to one."""
         limit = self.max_new_tokens or (self._host.max_completion_length if self._host else 1)
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends)
+        pad = pad if pad < _n_known(model) else 0  # what is masked needs a token that the model reads
         causal = _causal(model)
         if self.generation is None and causal is not None and supports(causal):
             return copy_ahead(causal, asked, drafts, max_new_tokens=limit, end_ids=ends, pad_id=pad)
@@ -205,6 +212,21 @@ def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     if not ends:
         raise ConfigurationError("ModelRefiner: neither model nor tokenizer has an end-of-sequence token. Set one.")
     return frozenset(ends)
+
+
+def _n_known(model: Any) -> float:
+    """Return how many tokens a model reads; infinity where its weights lie elsewhere."""
+    return int(model.get_input_embeddings().weight.shape[0]) or math.inf
+
+
+def _highest(tokenizer: Any) -> int:
+    """Return the highest token of a tokenizer's own vocabulary, of which those added to it are no part."""
+    tokens = list(tokenizer.get_vocab().values())
+    try:
+        added = tokenizer.added_tokens_decoder
+    except NotImplementedError:  # a tokenizer of mistral-common has none
+        added = {}
+    return int(max([token for token in tokens if token not in added] or tokens))
 
 
 def _causal(model: Any) -> Any:

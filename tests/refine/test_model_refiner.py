@@ -28,8 +28,8 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def build_tokenizer(*, chat=False):
-    words = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+def build_tokenizer(*, chat=False, words=WORDS):
+    words = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     words.pre_tokenizer = Whitespace()
     made = PreTrainedTokenizerFast(
         tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", padding_side="left"
@@ -315,11 +315,30 @@ def test_a_given_model_is_used_instead_of_the_hosts(repairing):
 def test_attaching_refuses_a_host_without_reference_and_a_vocabulary_of_another_model(repairing):
     with pytest.raises(AttachError, match="no reference"):
         ModelRefiner().attach(Host(None))
-    larger = build_tokenizer()
-    larger.add_tokens(["more"])
+    larger = build_tokenizer(words=[*WORDS, "more"])
     with pytest.raises(AttachError, match="tokens up to 27, the model reads 27"):
         ModelRefiner().attach(Host(repairing, larger))
     ModelRefiner(tokenizer=build_tokenizer()).attach(Host(repairing, larger))
+
+
+@pytest.mark.parametrize("generation", [None, {"do_sample": False}], ids=["copying", "generating"])
+def test_an_added_token_that_the_model_does_not_read_costs_its_row_alone(repairing, generation):
+    """As the image token of Gemma 3's text models, or padding that was added."""
+    words = build_tokenizer()
+    words.add_special_tokens({"pad_token": "<image>"})
+    assert words.pad_token_id == len(WORDS)
+    refiner = attached(ModelRefiner(prompt=ASK, generation=generation), repairing, words)
+    assert refiner.refine(["x"] * 3, ["a b c", "a <image> b", "d e f g 0 h"]) == ["a b c", None, "d e f g h"]
+    shown = attached(ModelRefiner(prompt="{prompt} " + ASK, generation=generation), repairing, words)
+    assert shown.refine(["<image>"], ["a b c"]) == [None]
+
+
+def test_a_vocabulary_of_another_model_is_refused_also_where_all_its_tokens_are_listed_as_added(repairing):
+    larger = build_tokenizer(words=[*WORDS, "more"])
+    larger.add_tokens(list(larger.get_vocab()))
+    assert set(larger.added_tokens_decoder) == set(range(len(WORDS) + 1))
+    with pytest.raises(AttachError, match="tokens up to 27, the model reads 27"):
+        ModelRefiner().attach(Host(repairing, larger))
 
 
 @pytest.mark.parametrize(
