@@ -187,8 +187,30 @@ class RefineSeams:
             return list(completions)
         return list(self.tokenizer.batch_decode(ids, skip_special_tokens=True))
 
+    @staticmethod
+    def prompt_ids(output: Mapping[str, Any], rows: Sequence[int]) -> list[list[int]]:
+        """Return the tokens of the prompts of some rows of the host's batch, without padding."""
+        ids, mask = output["prompt_ids"].cpu(), output["prompt_mask"].cpu().bool()
+        return [ids[row][mask[row]].tolist() for row in rows]
+
+    def _message(self, text: str, ids: list[int], prompt_ids: list[int]) -> dict[str, Any]:
+        """Return a completion of a conversation as this host makes a message of it: parsed, or its text."""
+        base = GRPOTrainer if isinstance(self._trainer, GRPOTrainer) else RLOOTrainer
+        parse = getattr(inspect.getmodule(base), "parse_response", None)  # RLOO parses nothing
+        prefix = {"prefix": prompt_ids} if parse and "prefix" in inspect.signature(parse).parameters else {}
+        templates = ("response_schema", "response_template") if prefix else ("response_schema",)  # TRL before 1.8
+        if parse is None or all(getattr(self.tokenizer, name, None) is None for name in templates):
+            return {"role": "assistant", "content": text}
+        message: dict[str, Any] = parse(self.tokenizer, ids, **prefix)
+        return message
+
     def score(
-        self, inputs: Sequence[dict[str, Any]], prompts: Sequence[Any], texts: Sequence[str], ids: Sequence[list[int]]
+        self,
+        inputs: Sequence[dict[str, Any]],
+        prompts: Sequence[Any],
+        texts: Sequence[str],
+        ids: Sequence[list[int]],
+        prompt_ids: Sequence[list[int]],
     ) -> list[float]:
         """Return the host's task reward of other completions of its prompts, NaN where nothing scores them.
 
@@ -196,12 +218,12 @@ class RefineSeams:
         log on the side is dropped: these texts are not the policy's. Where they fail, the scores are NaN.
         """
         trainer = self._trainer
-        shaped = [
-            text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
-            for prompt, text in zip(prompts, texts, strict=True)
-        ]
         original = getattr(type(trainer), SCORE).__get__(trainer)
         try:
+            shaped = [
+                text if isinstance(prompt, str) else [self._message(text, *tokens)]
+                for prompt, text, *tokens in zip(prompts, texts, ids, prompt_ids, strict=True)
+            ]
             columns = original(list(inputs), list(prompts), shaped, list(ids))
         except Exception:
             width, device = len(trainer.reward_funcs), trainer.accelerator.device

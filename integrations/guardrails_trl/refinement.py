@@ -119,7 +119,7 @@ class Refining:
             entropy=self._host.divergences(output)["entropy"] if "entropy" in requires else None,
             infos=written.inputs,
         )
-        score = _Score(seams, written, texts, alone=self._host.is_alone)
+        score = _Score(seams, written, texts, output, alone=self._host.is_alone)
         found = self._corrector.correct(rows, encode=self._encode, score=score)
         if self._part.accept.reward and not self._host.is_alone:
             score.take_part()
@@ -242,8 +242,10 @@ class Refining:
 class _Score:
     """Differences of task reward between refined and written rows; where there are several processes, all take part."""
 
-    def __init__(self, seams: RefineSeams, written: Written, texts: list[str], *, alone: bool) -> None:
-        self._seams, self._written, self._texts, self._alone = seams, written, texts, alone
+    def __init__(
+        self, seams: RefineSeams, written: Written, texts: list[str], output: dict[str, Any], *, alone: bool
+    ) -> None:
+        self._seams, self._written, self._texts, self._output, self._alone = seams, written, texts, output, alone
         self._asked = False
 
     def __call__(self, rows: Sequence[int], refined: Sequence[str]) -> list[float]:
@@ -261,6 +263,7 @@ class _Score:
             [written.prompts[row] for row in rows],
             refined,
             [[*tokens, self._seams.end_token(written.ids[row])] for row, tokens in zip(rows, ids, strict=True)],
+            self._seams.prompt_ids(self._output, rows),
         )
         return [scores[i] - written.rewards[rows[i]] for i in range(wanted)]
 

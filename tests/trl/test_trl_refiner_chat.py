@@ -3,11 +3,13 @@
 import json
 
 import pytest
+import trl
+from packaging.version import Version
 from tiny_trl import logged
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from guardrails import Guard, Refinement
-from guardrails.refine import Acceptance, ModelRefiner
+from guardrails.refine import Acceptance, FunctionRefiner, ModelRefiner
 from guardrails_trl import GuardrailsCallback, toy
 
 
@@ -71,3 +73,42 @@ def test_the_reference_is_asked_with_the_chat_template_settings_of_the_policy(
     trainer.train()
     assert len(asked) == 8
     assert all(words.decode(row).endswith("= + +") for row in asked)
+
+
+@pytest.mark.parametrize(("trainer_type", "config"), [(GRPOTrainer, GRPOConfig), (RLOOTrainer, RLOOConfig)])
+def test_reward_functions_get_a_correction_in_the_shape_of_the_completion(random_model, tmp_path, trainer_type, config):
+    """GRPO, from TRL 1.8 on, parses thoughts and answer; it is the prompt that opens the thoughts."""
+    words, data = toy.tokenizer(), toy.dataset(8)
+    words.chat_template = (
+        "{% for m in messages %}{{ m.content }} {% endfor %}{% if add_generation_prompt %}well {% endif %}"
+    )
+    thoughts = {"open": "well", "close_pattern": r"so\s*", "content": "text"}
+    answer = {"close_pattern": r"<eos>\s*", "content": "text"}
+    words.response_template = {
+        "defaults": {"role": "assistant"}, "start_anchor": "=",
+        "fields": {"reasoning_content": thoughts, "content": answer},
+    }  # fmt: skip
+    data = data.map(lambda row: {"prompt": [{"role": "user", "content": row["prompt"]}]})
+    scored = []
+
+    def brevity(completions, **kwargs):
+        scored.append([message for (message,) in completions])
+        return [-float(len(message["content"].split())) for (message,) in completions]
+
+    args = config(
+        output_dir=str(tmp_path), per_device_train_batch_size=8, num_generations=4, max_steps=1, logging_steps=1,
+        max_completion_length=8, report_to="none", bf16=False, use_cpu=True, save_strategy="no",
+    )  # fmt: skip
+    trainer = trainer_type(random_model, brevity, args=args, train_dataset=data, processing_class=words)
+    rows = [words("3 so 7 7 <eos>")["input_ids"] for _ in range(8)]
+    trainer._generate_single_turn = lambda *_: (rows, None) if trainer_type is GRPOTrainer else rows
+    shorten = FunctionRefiner(lambda prompt, completion: completion.removesuffix(" 7"))
+    accept = Acceptance(sound=None, reward=True)
+    trainer.add_callback(GuardrailsCallback(trainer, Guard(Refinement(shorten, 1.0, accept=accept)), ledger=False))
+    trainer.train()
+    if trainer_type is GRPOTrainer and Version(trl.__version__) >= Version("1.8"):
+        written, refined = {"reasoning_content": "3", "content": "7 7"}, {"reasoning_content": "3", "content": "7"}
+    else:
+        written, refined = {"content": "3 so 7 7"}, {"content": "3 so 7"}
+    assert scored == [[{"role": "assistant", **message}] * 8 for message in (written, refined)]
+    assert logged(trainer, "guardrails/refinement/acceptance_rate") == [1.0]
