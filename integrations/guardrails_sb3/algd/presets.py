@@ -36,6 +36,7 @@ def make(
     scheduler: ConstraintScheduler[Any] | None = None,
     gradient_steps: int = 10,
     dual_interval: int = 100,
+    critic_tau: float | None = None,
     horizon: int | None = None,
     resume: checkpoint.Target | None = None,
     ledger: str | Path | bool = True,
@@ -65,6 +66,8 @@ def make(
         scheduler: moves the multiplier in place of Adam on ln λ, without the penalty unless it has one.
         gradient_steps: ≥ 1, per step of the environments; -1 takes one for each of the environments.
         dual_interval: gradient steps between decisions.
+        critic_tau: share in (0, 1] by which the targets of the cost critics follow; None is SAC's ``tau``. With fewer
+            gradient steps per step than the preset's ten, a larger one keeps the critics from lagging behind.
         horizon: steps of an episode; default: the environments' time limit.
         resume: the file that a model made with these arguments was saved to, to go on with; see `guardrails_sb3.wrap`.
             SAC is then loaded from it, and of ``sac`` only ``device``, ``tensorboard_log``, ``verbose`` and ``seed``
@@ -73,12 +76,12 @@ def make(
         learning_rate: of all networks, and of ln λ.
         gamma: discount of rewards and costs.
         **sac: further arguments of SAC, such as ``seed`` and ``tensorboard_log``, or others in place of these; ``tau``
-            and ``target_update_interval`` are those of the cost critics too. At each ``train_freq`` steps all
-            of their ``gradient_steps`` are taken.
+            and ``target_update_interval`` are those of the cost critics too. At each ``train_freq`` steps all of their
+            ``gradient_steps`` are taken.
 
     Raises:
-        ConfigurationError: if ``penalty_coefficient``, ``learning_rate``, ``gradient_steps``, ``dual_interval`` or the
-            limit is out of range, or ``train_freq`` counts episodes.
+        ConfigurationError: if ``penalty_coefficient``, ``learning_rate``, ``gradient_steps``, ``dual_interval``,
+            ``critic_tau`` or the limit is out of range, or ``train_freq`` counts episodes.
         AttachError: as `wrap` does.
         StateError: if ``resume`` is a file of another guard, of an unguarded model, or damaged.
 
@@ -128,7 +131,7 @@ def make(
         kappa=math.sqrt(_MEMBERS / (_MEMBERS - 1)),
         hidden=(256, 256),
         learning_rate=learning_rate,
-        tau=settings["tau"],
+        tau=settings["tau"] if critic_tau is None else critic_tau,
         target_interval=settings["target_update_interval"],
         activation="silu",
     )
