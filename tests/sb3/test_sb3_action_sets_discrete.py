@@ -11,7 +11,7 @@ from sb3_contrib import QRDQN, MaskablePPO, RecurrentPPO
 from sb3_contrib.common.maskable.evaluation import evaluate_policy as evaluate_maskable
 from sb3_envs import Drift, Gamble, callback_of, learn, parameters, same, vec
 from stable_baselines3 import A2C, DQN, PPO, SAC
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from guardrails import AttachError, Constraint, Gate, Guard, Require, RolloutError
 from guardrails.competence import RewardLevel
@@ -67,8 +67,8 @@ class Doors(gym.Env):
         return self._observation(), float(action), over, False, info
 
 
-def doors(n_envs=2, **settings):
-    return DummyVecEnv([lambda offset=offset: Doors(length=8 + 3 * offset, **settings) for offset in range(n_envs)])
+def doors(n_envs=2, vector=DummyVecEnv, **settings):
+    return vector([lambda offset=offset: Doors(length=8 + 3 * offset, **settings) for offset in range(n_envs)])
 
 
 def seen(observation):
@@ -76,7 +76,11 @@ def seen(observation):
 
 
 def breaches(model):
-    return sum(env.unwrapped.breaches for env in model.env.unwrapped.envs)
+    return sum(model.env.unwrapped.get_attr("breaches"))
+
+
+def forked(makes):
+    return SubprocVecEnv(makes, start_method="fork")
 
 
 def build(kind, env=None):
@@ -127,23 +131,25 @@ def test_a_mask_in_info_holds_where_the_environments_go_on_after_resuming(tmp_pa
     assert breaches(resumed) == 0
 
 
-def test_maskable_ppo_gets_the_masks_as_its_own_and_joined_with_those_of_its_environment():
-    model = wrap(build(MaskablePPO), Guard(ActionMask(seen), Constraint("interventions", limit=1.0)))
-    rows = []
+@pytest.mark.parametrize("vector", [DummyVecEnv, forked])
+def test_maskable_ppo_gets_the_masks_as_its_own_and_joined_with_those_of_its_environment(vector):
+    env, rows = doors(vector=vector), []
+    model = wrap(build(MaskablePPO, env), Guard(ActionMask(seen), Constraint("interventions", limit=1.0)))
     model.learn(
         80, callback=lambda locals_, globals_: rows.append((locals_["obs_tensor"], locals_["action_masks"])) or True
     )
     for observations, masks in rows:
         assert np.array_equal(masks, observations[:, :4].numpy() > 0.5)
     assert callback_of(model).guard.decision.constraints["interventions"].cost == 0.0
-    inner = model.env.unwrapped
-    assert not {"env_method", "get_attr", "step_async"} & set(vars(inner))
+    assert not {"env_method", "get_attr", "has_attr", "step_async"} & set(vars(env))
+    env.close()
 
-    model = wrap(build(MaskablePPO, doors(own_masks=True)), Guard(ActionMask(seen)))
+    env = doors(own_masks=True, vector=vector)
+    model = wrap(build(MaskablePPO, env), Guard(ActionMask(seen)))
     model.learn(80)
     assert breaches(model) == 0
-    taken = {action for env in model.env.envs for action in env.unwrapped.taken}
-    assert taken == {0, 1, 2}
+    assert {action for actions in env.get_attr("taken") for action in actions} == {0, 1, 2}
+    env.close()
     _, lengths = evaluate_maskable(model, doors(own_masks=True), 4, return_episode_rewards=True, warn=False)
     assert len(lengths) == 4
     action, _ = model.predict(np.array([0, 1, 0, 0, 0.5], np.float32), action_masks=np.array([1, 1, 1, 1]))

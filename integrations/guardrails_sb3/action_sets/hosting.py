@@ -202,7 +202,11 @@ class SafeActing:
 
     def _masking(self, inner: Any, situation: Situation) -> dict[str, Callable[..., Any]]:
         """Return the methods by which MaskablePPO asks its environments for masks, theirs and those of the sets."""
-        get_attr, env_method, own = inner.get_attr, inner.env_method, inner.has_attr(MASKS)
+        has_attr, get_attr, env_method = inner.has_attr, inner.get_attr, inner.env_method
+        own = has_attr(MASKS)
+
+        def known(name: str) -> bool:
+            return name == MASKS or has_attr(name)
 
         def attributes(name: str, indices: Any = None) -> Any:
             return [True] * inner.num_envs if name == MASKS and not own else get_attr(name, indices)
@@ -217,7 +221,7 @@ class SafeActing:
             chosen = range(inner.num_envs) if indices is None else np.atleast_1d(indices)
             return [allowed[index] for index in chosen]
 
-        return {"get_attr": attributes, "env_method": method}
+        return {"has_attr": known, "get_attr": attributes, "env_method": method}
 
     def _situation(self, inner: Any) -> Situation:
         return self.acting.situation(
