@@ -48,6 +48,15 @@ class Spied(Drift):
         return super().step(action)
 
 
+class Editing(Spied):
+    """Edits the array that it is given as its action, once it has taken a step."""
+
+    def step(self, action):
+        outcome = super().step(action)
+        action *= 5.0
+        return outcome
+
+
 class Scripted(CompetenceMetric):
     """Scores every row of the i-th rollout by the i-th entry, 1 after the last."""
 
@@ -312,6 +321,22 @@ def test_a_rate_limit_holds_in_evaluate_policy_and_in_loops_that_hand_the_state_
         action, state = model.predict(np.array([0.3, 0.5], np.float32), state=state)
         actions.append(action[0])
     assert np.abs(np.diff(actions)).max() <= 0.05 + 1e-6
+
+
+def test_a_rate_limit_counts_from_what_was_executed_also_where_an_environment_edits_it_in_place():
+    def largest(env):
+        return max(np.abs(np.diff(each)).max() for each in env.unwrapped.episodes if len(each) > 1)
+
+    model = model_of(RateLimit(0.05), env=vec(2, kind=Editing, length=8)).learn(80)
+    assert changes(model) <= 0.05 + 1e-6
+    evaluated = vec(1, kind=Editing, length=8)
+    evaluate_policy(model, evaluated, n_eval_episodes=6, deterministic=False, warn=False)
+    assert largest(evaluated.envs[0]) <= 0.05 + 1e-6
+    env = SafeActions(Editing(length=8), Guard(RateLimit(0.05)))
+    env.reset()
+    for place in np.linspace(-1.0, 1.0, 8):
+        env.step(np.array([place], np.float32))
+    assert largest(env) <= 0.05 + 1e-6
 
 
 def test_a_recurrent_policy_keeps_its_own_state_beside_the_sets(caplog):

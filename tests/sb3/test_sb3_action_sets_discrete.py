@@ -297,10 +297,19 @@ def test_a_shield_asks_the_safety_critic_that_guards_the_model(kind):
     assert info["interventions"] == float(expected)
 
 
+class Editing(Drift):
+    """Edits the array that it is given as its action, once it has taken a step."""
+
+    def step(self, action):
+        outcome = super().step(action)
+        action *= 5.0
+        return outcome
+
+
 @pytest.mark.parametrize("kind", [SAC, PPO])
 @pytest.mark.parametrize("own_risk", [False, True])
 def test_the_critic_that_a_shield_relies_on_learns_from_what_was_executed(kind, own_risk):
-    env = vec(2, kind=Drift, length=8)
+    env = vec(2, kind=Editing, length=8)
     settings = {**REPLAY, "train_freq": 4} if kind is SAC else {**SETTINGS, "batch_size": 40}
     model = kind("MlpPolicy", env, **settings)
     # A risk above any bound lets nothing but the safe action 0.5 pass.

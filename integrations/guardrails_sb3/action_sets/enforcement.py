@@ -103,6 +103,8 @@ class Enforcement:
     def execute(self, actions: Array, situation: Situation, memory: Memory) -> Array:
         """Return what is executed in place of ``actions``, and note in ``memory`` which rows each set changed.
 
+        What is noted is a copy: an environment may edit the action that it is given.
+
         Args:
             actions: ``(n_rows, *space.shape)``, inside the action space.
             situation: what they are chosen in.
@@ -134,7 +136,7 @@ class Enforcement:
         # The sum of squares is finite if all are, unless it overflows: one number to look at in place of many.
         if not finite and not math.isfinite(np.vdot(actions, actions)) and not np.isfinite(actions).all():
             raise RolloutError(f"The policy's action is not finite: {actions}. It has diverged; nothing was executed.")
-        memory.changed, memory.previous = changed, actions
+        memory.changed, memory.previous = changed, actions.copy()
         return actions
 
     def report(self, memory: Memory, dones: BoolArray, infos: Sequence[dict[str, Any]]) -> list[list[int]]:

@@ -180,7 +180,7 @@ class SafeActing:
                 if self.replayed is not None:
                     self.replayed.execute(actions)
                 elif self._shielded:
-                    self._rollout.append(actions)
+                    self._rollout.append(memory.previous)
             send(actions)
 
         def step_wait() -> Any:

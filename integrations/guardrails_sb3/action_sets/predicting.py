@@ -69,7 +69,7 @@ class Predicting:
         situation = acting.situation(memory, lambda: situations.as_given(model, perceived), lambda: perceived)
         actions, following = acting.act(self._propose, perceived, situation, memory, **more)
         if acting.enforcement.remembers:
-            following = Carried(following, actions)
+            following = Carried(following, memory.previous)
         return (actions if vectorised else actions[0]), following
 
     def _memory(self, perceived: Any, previous: Array | None, episode_start: Any) -> Memory:
