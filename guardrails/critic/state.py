@@ -40,8 +40,10 @@ def load_named(
     moments = {
         name.removeprefix("optimizer."): value for name, value in tensors.items() if name.startswith("optimizer.")
     }
-    if moments:  # an optimizer that has taken no step has no state
+    if moments:  # an optimizer that has taken no step has no state, and never one of frozen weights
         for index, parameter in enumerate(next(iter(modules.values())).parameters()):
+            if not parameter.requires_grad:
+                continue
             sizes = {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
             expected |= {f"optimizer.{index}.{name}": size for name, size in sizes.items()}
     foreign = sorted(name for name in set(shapes) | set(expected) if shapes.get(name) != expected.get(name))

@@ -6,6 +6,7 @@ reward would lag behind.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.preprocessing import preprocess_obs
-from stable_baselines3.common.torch_layers import create_mlp
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, create_mlp
 from torch import nn
 
 from guardrails import StateError
@@ -39,6 +40,11 @@ def own_randomness(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
+def own_extractor(policy: BasePolicy) -> BaseFeaturesExtractor:
+    """Return the policy's kind of features extractor, built anew, with copies of the modules it is built of."""
+    return copy.deepcopy(policy.make_features_extractor())
+
+
 class _Network(nn.Module):
     """The policy's kind of features extractor, built anew, and the layers of its value function."""
 
@@ -46,7 +52,7 @@ class _Network(nn.Module):
         super().__init__()
         self._space = policy.observation_space
         self._normalize_images = policy.normalize_images
-        self.extractor = policy.make_features_extractor()
+        self.extractor = own_extractor(policy)
         layers = policy.net_arch.get("vf", []) if isinstance(policy.net_arch, dict) else list(policy.net_arch)
         self.head = nn.Sequential(*create_mlp(self.extractor.features_dim, n_outputs, layers, policy.activation_fn))
         for module in self.head:
@@ -152,7 +158,7 @@ class CostValue:
         expected = {name: tensor.shape for name, tensor in self.network.state_dict().items()}
         for index, parameter in enumerate(self.network.parameters()):
             sizes = {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
-            if moments:  # an optimizer that has taken no step has no state
+            if moments and parameter.requires_grad:  # an optimizer that has taken no step has no state
                 expected |= {f"optimizer.{index}.{name}": size for name, size in sizes.items()}
         found = weights | {f"optimizer.{name}": tensor for name, tensor in moments.items()}
         shapes = {name: tensor.shape for name, tensor in found.items()}

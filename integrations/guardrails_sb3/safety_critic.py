@@ -16,7 +16,7 @@ from torch import nn
 
 from guardrails import AttachError, ConfigurationError, Guard
 from guardrails.critic import Ensemble, SafetyCritic, critic_unit
-from guardrails_sb3.cost_value import own_randomness
+from guardrails_sb3.cost_value import own_extractor, own_randomness
 
 _EXTREME = 1e6
 """Violation, in scales, at which a constraint whose penalty is 0 has none anywhere."""
@@ -28,7 +28,7 @@ class _Encoder(nn.Module):
     def __init__(self, policy: Any) -> None:
         super().__init__()
         self._space, self._normalize_images = policy.observation_space, policy.normalize_images
-        self.extractor = policy.make_features_extractor()
+        self.extractor = own_extractor(policy)
 
     def forward(self, observations: Any) -> torch.Tensor:
         rows = preprocess_obs(observations, self._space, normalize_images=self._normalize_images)

@@ -12,7 +12,9 @@ from sb3_numbered import Numbered, books, numbered
 from stable_baselines3 import DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import SubprocVecEnv
+from torch import nn
 
 from guardrails import AttachError, Constraint, Guard, StateError
 from guardrails.schedulers import DualAscent, Fixed
@@ -162,6 +164,38 @@ def test_a_features_extractor_that_learns_is_the_critics_own_and_draws_nothing_f
     assert not set(network.parameters()) & set(watched.policy.parameters())
     assert same(parameters(learn(plain, 40)), parameters(learn(watched, 40)))
     assert not all(torch.equal(was, now) for was, now in zip(first, network.encoder.parameters(), strict=True))
+
+
+class Pretrained(BaseFeaturesExtractor):
+    """Features that a network makes which the user brings along."""
+
+    def __init__(self, space, net):
+        super().__init__(space, 4)
+        self.net = net
+
+    def forward(self, observations):
+        return self.net(observations)
+
+
+@pytest.mark.parametrize("kind", [PPO, SAC])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_an_encoder_that_the_user_has_brought_along_is_trained_by_the_host_alone(tmp_path, kind, frozen):
+    def build():
+        torch.manual_seed(0)
+        extractor = {"net": nn.Linear(2, 4).requires_grad_(not frozen)}
+        policy = {"features_extractor_class": Pretrained, "features_extractor_kwargs": extractor, "net_arch": [8]}
+        if kind is SAC:
+            return host(SAC, policy_kwargs=policy)
+        return PPO("MlpPolicy", vec(2, kind=Drift, length=9), n_steps=20, seed=0, device="cpu", policy_kwargs=policy)
+
+    def watch(model, **settings):
+        guard = Guard(Constraint("cost", limit=2.0, scheduler=Fixed(0.0)))
+        return wrap(model, guard, cost_critic=SMALL if kind is SAC else True, horizon=9, **settings)
+
+    plain, watched = learn(build(), 80), learn(watch(build()), 80)
+    assert same(parameters(plain), parameters(watched))
+    watched.save(tmp_path / "run.zip")
+    assert watch(kind.load(tmp_path / "run.zip", env=watched.env), resume=tmp_path / "run.zip").learn(40)
 
 
 def test_actions_of_the_environment_are_judged_as_the_buffer_holds_them():
