@@ -419,6 +419,12 @@ class TestPreset:
         assert same(everything(through), everything(resumed))
         assert callback_of(resumed).guard.ledger.path.parent == tmp_path
 
+    def test_it_resumes_in_an_environment_given_by_its_name(self, tmp_path):
+        settings = {"cost_limit": 1.0, "cost": lambda info: 0.0, "buffer_size": 50}
+        algd.make("Pendulum-v1", **settings).save(tmp_path / "run.zip")
+        resumed = algd.make("Pendulum-v1", **settings, resume=tmp_path / "run.zip")
+        assert resumed.env.get_attr("spec")[0].id == "Pendulum-v1"
+
     def test_a_discounted_limit_is_the_critics_own_and_counts_in_its_unit(self):
         model = algd.make(Drift(), cost_limit=3.0, discounted=True, horizon=25, seed=0)
         critic, part = safety_critic(model), callback_of(model).guard.constraints[0]

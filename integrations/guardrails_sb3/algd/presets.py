@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stable_baselines3 import SAC
+from stable_baselines3.common.base_class import maybe_make_env
 
 from guardrails import ConfigurationError, Constraint, Guard
 from guardrails.constraint import CostFunction
@@ -56,7 +57,7 @@ def make(
     rate, with moments that fade by the n-th power.
 
     Args:
-        env: as for SAC; its ``info`` has the cost of each step.
+        env: as for SAC, which takes a registered name too; its ``info`` has the cost of each step.
         cost_limit: d ≥ 0, per episode, or h where ``discounted``.
         discounted: the limit is on the discounted sum Σ γᵗ c_t, as the critic estimates it.
         cost: see `Constraint`; None reads ``info["cost"]``.
@@ -113,6 +114,7 @@ def make(
     if resume is None:
         model = SAC(DiffusionPolicy, env, learning_rate, gamma=gamma, policy_kwargs=policy, **settings)
     else:
+        env = maybe_make_env(env, sac.get("verbose", 0))  # SAC.load takes no name of one
         model = SAC.load(resume, env=env, **{key: value for key, value in sac.items() if key in _OF_A_RUN})
     unit = critic_unit(episode_steps(model, horizon), gamma)
     if scheduler is None:
