@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -103,26 +103,49 @@ def _number(name: str, source: str, value: Any) -> float:
         ) from None
 
 
+class _Ended(NamedTuple):
+    """An episode that has ended.
+
+    Args:
+        costs: ``(n_constraints,)``, undiscounted sums.
+        reward: undiscounted sum.
+        length: steps.
+        info: of its last step.
+        whole: whether it was seen from its first step on.
+    """
+
+    costs: npt.NDArray[np.float64]
+    reward: float
+    length: float
+    info: Info
+    whole: bool
+
+
 class Episodes:
     """Undiscounted sums of the episodes that run in each environment, and the ones that have ended.
+
+    An episode that was under way when the first of its steps was seen here is no episode to judge: it is left out.
 
     Args:
         n_envs: environments of the host.
         names: names of the constraints.
+        underway: ``(n_envs,)``, environments that are in the midst of an episode; None if there are none.
     """
 
-    def __init__(self, n_envs: int, names: Sequence[str]) -> None:
+    def __init__(self, n_envs: int, names: Sequence[str], underway: npt.NDArray[np.bool_] | None = None) -> None:
         self._names = tuple(names)
+        self._partial = np.zeros(n_envs, dtype=bool) if underway is None else underway.copy()
         self.costs = np.zeros((n_envs, len(self._names)))
         self.returns = np.zeros(n_envs)
         self.lengths = np.zeros(n_envs)
-        self._ended: list[tuple[npt.NDArray[np.float64], float, float, Info]] = []
+        self._ended: list[_Ended] = []
 
     def begin(self, starts: npt.NDArray[np.bool_]) -> None:
         """Forget what the environments in ``starts`` had summed: they begin an episode."""
         self.costs[starts] = 0.0
         self.returns[starts] = 0.0
         self.lengths[starts] = 0.0
+        self._partial[starts] = False
 
     def add(
         self,
@@ -150,8 +173,8 @@ class Episodes:
 
     def end(self, env: int, info: Info) -> None:
         """File the episode that has ended in an environment, with its last ``info``."""
-        ended = (self.costs[env].copy(), float(self.returns[env]), float(self.lengths[env]))
-        self._ended.append((*ended, info))
+        sums = (self.costs[env].copy(), float(self.returns[env]), float(self.lengths[env]))
+        self._ended.append(_Ended(*sums, info, not self._partial[env]))
 
     def _sum(self, costs: npt.NDArray[np.float64], rewards: npt.NDArray[np.float64]) -> None:
         with np.errstate(invalid="ignore"):  # costs of inf and -inf in one episode make NaN, which is a violation
@@ -161,29 +184,34 @@ class Episodes:
 
     @property
     def ended(self) -> int:
-        """How many episodes have ended since the last `take`."""
-        return len(self._ended)
+        """How many episodes, seen from their first step on, have ended since the last `take`."""
+        return sum(each.whole for each in self._ended)
 
     def take(self, missed: Sequence[npt.NDArray[np.float64]] | None = None, **columns: Sequence[Any]) -> Rollout:
-        """Return the episodes that ended since the last call, one row each.
+        """Return the episodes that ended since the last call, one row each but for those that had begun unseen.
 
         Args:
-            missed: for each, by how much a critic's predictions of its costs were too high, ``(n_constraints,)`` in the
-                costs' units. Its info then says under ``predicted_cost/<name>``, and for the first constraint under
-                ``predicted_cost``, the cost plus that, as `CriticCalibration` reads it.
-            **columns: further columns of `Rollout`.
+            missed: for each that ended, by how much a critic's predictions of its costs were too high,
+                ``(n_constraints,)`` in the costs' units. Its info then says under ``predicted_cost/<name>``, and for
+                the first constraint under ``predicted_cost``, the cost plus that, as `CriticCalibration` reads it.
+            **columns: further columns of `Rollout`, an entry for each that ended.
         """
-        ended, self._ended = self._ended, []
-        sums = np.array([row[0] for row in ended]).reshape(len(ended), len(self._names))
-        infos = [row[3] for row in ended]
+        every, self._ended = self._ended, []
+
+        def whole(values: Sequence[Any]) -> list[Any]:
+            return [value for value, each in zip(values, every, strict=True) if each.whole]
+
+        ended = whole(every)
+        sums = np.array([each.costs for each in ended]).reshape(len(ended), len(self._names))
+        infos = [each.info for each in ended]
         if missed is not None:
-            infos = [self._foreseen(*each) for each in zip(infos, sums, missed, strict=True)]
+            infos = [self._foreseen(*each) for each in zip(infos, sums, whole(missed), strict=True)]
         return Rollout(
-            rewards=[row[1] for row in ended],
+            rewards=[each.reward for each in ended],
             costs={name: sums[:, index] for index, name in enumerate(self._names)},
-            lengths=[row[2] for row in ended],
+            lengths=[each.length for each in ended],
             infos=infos,
-            **columns,
+            **{name: whole(values) for name, values in columns.items()},
         )
 
     def _foreseen(self, info: Info, costs: npt.NDArray[np.float64], missed: npt.NDArray[np.float64]) -> dict[str, Any]:
@@ -193,7 +221,8 @@ class Episodes:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the sums of the running episodes."""
-        return {name: torch.from_numpy(getattr(self, name).copy()) for name in _SUMS}
+        sums = {name: torch.from_numpy(getattr(self, name).copy()) for name in _SUMS}
+        return sums | {"partial": torch.from_numpy(self._partial.copy())}
 
     def pending(self, *, infos: bool) -> dict[str, torch.Tensor]:
         """Return the episodes that have ended since the last `take`; nothing where none has.
@@ -203,12 +232,13 @@ class Episodes:
         """
         if not self._ended:
             return {}
-        costs, returns, lengths, said = zip(*self._ended, strict=True)
+        costs, returns, lengths, said, whole = zip(*self._ended, strict=True)
         return {
             "ended.costs": torch.from_numpy(np.stack(costs)),
             "ended.returns": torch.tensor(returns, dtype=torch.float64),
             "ended.lengths": torch.tensor(lengths, dtype=torch.float64),
             "ended.infos": plain.pack(said if infos else [{} for _ in said]),
+            "ended.whole": torch.tensor(whole),
         }
 
     def load_tensors(self, tensors: Mapping[str, torch.Tensor]) -> bool:
@@ -220,10 +250,13 @@ class Episodes:
         if "ended.costs" in tensors:
             columns = [tensors[f"ended.{name}"].tolist() for name in ("returns", "lengths")]
             infos = plain.unpack(tensors["ended.infos"])
-            self._ended = list(zip(tensors["ended.costs"].numpy(), *columns, infos, strict=True))
+            whole = tensors["ended.whole"].tolist() if "ended.whole" in tensors else [True] * len(infos)
+            rows = zip(tensors["ended.costs"].numpy(), *columns, infos, whole, strict=True)
+            self._ended = [_Ended(*row) for row in rows]
         lengths = tensors.get("lengths")
         if lengths is None or tuple(lengths.shape) != self.lengths.shape:
             return False
         for name in _SUMS:
             getattr(self, name)[:] = tensors[name].numpy()
+        self._partial[:] = tensors["partial"].numpy() if "partial" in tensors else False
         return True

@@ -60,7 +60,7 @@ class OffPolicyGuard(BaseCallback):
         self._host = model
         self._names = [part.name for part in guard.constraints]
         self._readers = [cost_reader(part) for part in guard.constraints]
-        self._episodes = Episodes(model.n_envs, self._names)
+        self._episodes = Episodes(model.n_envs, self._names, seams.underway(model))
         self._trajectories = Trajectories(model.n_envs, guard.requires & TRAJECTORY_COLUMNS)
         self._endless = Endless(self._names if dual_interval is None else ())
         self._follows: tuple[Any, ...] = (seams.last_observations(model),)

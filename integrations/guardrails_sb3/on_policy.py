@@ -65,7 +65,7 @@ class OnPolicyGuard(BaseCallback):
         self._readers = [cost_reader(part) for part in constraints]
         self._signs = [-1.0 if part.sense == ">=" else 1.0 for part in constraints]
         self._scales = [part.violation_scale for part in constraints]
-        self._episodes = Episodes(model.n_envs, self._names)
+        self._episodes = Episodes(model.n_envs, self._names, seams.underway(model))
         self._trajectories = Trajectories(model.n_envs, guard.requires & TRAJECTORY_COLUMNS)
         self._endless = Endless(self._names)
         self._critic = CostValue(model, self._scales) if cost_critic and constraints else None

@@ -59,6 +59,21 @@ def episode_starts(model: BaseAlgorithm) -> npt.NDArray[np.bool_]:
     return np.asarray(cast(Any, model)._last_episode_starts, dtype=bool)
 
 
+def underway(model: BaseAlgorithm) -> npt.NDArray[np.bool_]:
+    """Return which environments are in the midst of an episode, ``(n_envs,)`` bool.
+
+    Off-policy the last transition of the replay buffer tells; where it does not, all of them may be.
+    """
+    if last_observations(model) is None:
+        return np.zeros(model.n_envs, dtype=bool)
+    if not isinstance(model, OffPolicyAlgorithm):
+        return ~episode_starts(model)
+    buffer: Any = model.replay_buffer
+    if not hasattr(buffer, "dones") or not buffer.size():
+        return np.ones(model.n_envs, dtype=bool)
+    return ~np.asarray(buffer.dones[buffer.pos - 1], dtype=bool)
+
+
 def updates(model: BaseAlgorithm) -> int:
     """Return how many gradient steps an off-policy host has taken."""
     return int(cast(Any, model)._n_updates)

@@ -10,11 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load, save
 from sb3_envs import Drift, callback_of, parameters, same, vec
-from stable_baselines3 import PPO
+from sb3_hosts import SMALL, host
+from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.save_util import load_from_zip_file
 
-from guardrails import Constraint, Guard, StateError
+from guardrails import Constraint, Gate, Guard, Require, StateError
+from guardrails.competence import ActionVariance, CriticCalibration
 from guardrails.critic import Ensemble
 from guardrails.schedulers import PID, DualAscent
 from guardrails_sb3 import checkpoint, unwrap, wrap
@@ -84,6 +86,34 @@ def test_sums_of_unfinished_episodes_go_on_where_the_environments_do(tmp_path):
     own.step = lambda rollout: lengths.extend(rollout.lengths) or step(rollout)
     loaded.learn(80, reset_num_timesteps=False)
     assert lengths[0] == 23.0
+
+
+@pytest.mark.parametrize("kind", [PPO, SAC])
+@pytest.mark.parametrize("go_on", ["on", "saved", "anew"])
+def test_an_episode_that_is_under_way_as_the_model_is_wrapped_is_left_out(tmp_path, kind, go_on):
+    """After 32 steps, episodes of 8 have just ended and the third of 11 has one more step to go."""
+
+    def watch(model, **settings):
+        gate = Gate(Require(CriticCalibration("cost", scale=9.0), 0.5), Require(ActionVariance(), 0.1))
+        own = Guard(Constraint("cost", limit=gate.between(1.0, 2.0), cost=lambda info: 1.0))
+        rows, step = [], own.step
+        own.step = lambda rollout: rows.append(rollout) or step(rollout)
+        return wrap(model, own, cost_critic=SMALL, horizon=9, **settings), rows
+
+    env = vec(2, kind=Drift, length=8)
+    settings = SETTINGS | {"n_steps": 32, "batch_size": 32}
+    model = host(SAC, env, learning_starts=0) if kind is SAC else PPO("MlpPolicy", env, **settings)
+    model, rows = watch(model.learn(64))
+    if go_on == "saved":
+        model.save(tmp_path / "run.zip")
+        loaded = kind.load(tmp_path / "run.zip", env=env, device="cpu", force_reset=False)
+        model, rows = watch(loaded, resume=tmp_path / "run.zip")
+    model.learn(64, reset_num_timesteps=go_on == "anew")
+    lengths = [length for row in rows for length in row.lengths]
+    assert sorted(lengths) == [8.0] * 4 + [11.0] * 2
+    assert [cost for row in rows for cost in row.cost("cost")] == lengths
+    assert [len(actions) for row in rows for actions in row.actions] == lengths
+    assert all("predicted_cost" in info for row in rows for info in row.infos)
 
 
 def test_a_save_in_the_middle_of_a_rollout_holds_the_sums_up_to_that_step(tmp_path):
