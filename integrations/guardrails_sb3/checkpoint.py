@@ -11,7 +11,7 @@ import io
 import json
 import pathlib
 import zipfile
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -26,15 +26,31 @@ SCHEMA = 1
 _STATE, _TENSORS = "guardrails/state.json", "guardrails/tensors.safetensors"
 
 
-def append(archive: io.BytesIO, state: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+class Saved(NamedTuple):
+    """What a guarded model was saved with.
+
+    Args:
+        guard: state of the guard.
+        tensors: by name.
+        normalised: whether a ``VecNormalize`` stood between the environments and the policy; files of an earlier
+            version do not say, and read as if none did.
+    """
+
+    guard: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
+    normalised: bool
+
+
+def append(archive: io.BytesIO, saved: Saved) -> None:
     """Add the guard's state to the zip in ``archive``."""
+    state = {"schema": SCHEMA, "guard": saved.guard, "normalised": saved.normalised}
     with zipfile.ZipFile(archive, "a") as entries:
-        entries.writestr(_STATE, json.dumps({"schema": SCHEMA, "guard": state}, indent=2))
-        entries.writestr(_TENSORS, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+        entries.writestr(_STATE, json.dumps(state, indent=2))
+        entries.writestr(_TENSORS, save({name: tensor.contiguous() for name, tensor in saved.tensors.items()}))
 
 
-def read(path: Target) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Return the guard's state and the tensors that `append` wrote; ``path`` as for the host's ``load``.
+def read(path: Target) -> Saved:
+    """Return what `append` wrote; ``path`` as for the host's ``load``.
 
     Raises:
         StateError: if the file is no zip, was saved by an unguarded model, is damaged or too new.
@@ -62,4 +78,4 @@ def read(path: Target) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         )
     if not isinstance(data.get("guard"), dict):
         raise StateError(f"The guard's state in {path} is damaged: 'guard' is missing. Resume from an earlier file.")
-    return data["guard"], tensors
+    return Saved(data["guard"], tensors, bool(data.get("normalised", False)))

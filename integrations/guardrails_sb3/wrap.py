@@ -99,9 +99,9 @@ def wrap(
     guard.attach(type(model).__name__, dials=dials.available, acts=True)
     try:
         if state is not None:
-            acting.load_tensors(state[1])
-            callback.load_tensors(state[1], list(state[0].get("constraints", ())))
-            guard.load_state_dict(state[0])
+            acting.load_tensors(state.tensors)
+            callback.load_tensors(state.tensors, list(state.guard.get("constraints", ())))
+            guard.load_state_dict(state.guard)
     except BaseException:
         guard.detach()
         raise
@@ -168,6 +168,7 @@ class _Attachment:
         acting: SafeActing,
         recorder: Recorder,
     ) -> None:
+        self._model = model
         self.callback, self.dials, self.acting, self.recorder = callback, dials, acting, recorder
         turning = dials.overlays()
         methods: dict[str, Callable[..., Any]] = {
@@ -215,7 +216,9 @@ class _Attachment:
         with self.callback.lifted():
             self._original["save"](archive, exclude=exclude, include=include)
         tensors = self.callback.tensors() | self.acting.tensors()
-        checkpoint.append(archive, self.callback.guard.state_dict(), tensors)
+        normalizer = self._model.get_vec_normalize_env()
+        normalised = normalizer is not None and normalizer.norm_obs
+        checkpoint.append(archive, checkpoint.Saved(self.callback.guard.state_dict(), tensors, normalised))
         file = open_path(path, "w", suffix="zip")
         file.write(archive.getvalue())
         if isinstance(path, (str, pathlib.Path)):

@@ -11,7 +11,7 @@ from sb3_contrib import QRDQN, MaskablePPO, RecurrentPPO
 from sb3_contrib.common.maskable.evaluation import evaluate_policy as evaluate_maskable
 from sb3_envs import Drift, Gamble, callback_of, learn, parameters, same, vec
 from stable_baselines3 import A2C, DQN, PPO, SAC
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 from guardrails import AttachError, Constraint, Gate, Guard, Require, RolloutError
 from guardrails.competence import RewardLevel
@@ -243,6 +243,55 @@ def test_predict_says_once_that_it_cannot_ask_the_environment_which_safe_actions
         assert info["episode_interventions"]["total"] == 4
     with pytest.raises(AttachError, match="there is no policy here"):
         SafeActions(Doors(), Guard(ActionMask(seen)))
+
+
+@pytest.fixture(scope="module")
+def normalised(tmp_path_factory):
+    """A model trained under VecNormalize, and the files that it and the statistics were saved to."""
+    run, statistics = (tmp_path_factory.mktemp("normalised") / name for name in ("run.zip", "statistics.pkl"))
+    model = wrap(build(PPO, VecNormalize(doors())), Guard(ActionMask(seen))).learn(160)
+    model.env.obs_rms.mean += [3.0, -3.0, 3.0, -3.0, 3.0]
+    model.save(run)
+    model.env.save(statistics)
+    return model, run, statistics
+
+
+def test_safe_actions_prefer_what_the_model_does_under_the_normalisation_that_it_learned_with(normalised):
+    model, run, statistics = normalised
+    normalizer = VecNormalize.load(statistics, doors())
+    env = SafeActions(Doors(), Guard(ActionMask(seen)), resume=run, model=PPO.load(run), normalizer=normalizer)
+    observation, _ = env.reset()
+    for _ in range(8):
+        preferred = model.predict(normalizer.normalize_obs(observation), deterministic=True)[0]
+        observation, *_ = env.step(int(np.flatnonzero(~seen(observation))[0]))
+        assert env.unwrapped.taken[-1] == preferred
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_risk_perceives_the_normalisation_that_the_model_learned_with(normalised, alone):
+    _, run, statistics = normalised
+    normalizer, perceived = VecNormalize.load(statistics, doors()), []
+    shield = CriticShield(1.0, risk=lambda observations, actions: perceived.append(observations) or [0.0], safe=0)
+    model = None if alone else PPO.load(run)
+    env = SafeActions(Doors(), Guard(shield), resume=run, model=model, normalizer=normalizer)
+    observation, _ = env.reset()
+    env.step(1)
+    assert np.array_equal(perceived[-1], normalizer.normalize_obs(observation[None]))
+
+
+def test_safe_actions_refuse_to_judge_what_was_normalised_without_the_statistics(normalised, tmp_path):
+    _, run, statistics = normalised
+    shield = CriticShield(1.0, risk=lambda observations, actions: [0.0], safe=0)
+    for part, model in ((ActionMask(seen), PPO.load(run)), (shield, PPO.load(run)), (shield, None)):
+        with pytest.raises(AttachError, match=r"under VecNormalize.*Give normalizer=VecNormalize\.load"):
+            SafeActions(Doors(), Guard(part), resume=run, model=model)
+    assert SafeActions(Doors(), Guard(ActionMask(seen, fallback=0)), resume=run)
+    beside = PPO.load(run, env=VecNormalize.load(statistics, doors()))
+    assert SafeActions(Doors(), Guard(ActionMask(seen)), resume=run, model=beside)
+    rewards = VecNormalize(doors(), norm_obs=False)
+    wrap(build(PPO, rewards), Guard(ActionMask(seen))).save(tmp_path / "run.zip")
+    plain = PPO.load(tmp_path / "run.zip")
+    assert SafeActions(Doors(), Guard(ActionMask(seen)), resume=tmp_path / "run.zip", model=plain)
 
 
 def test_a_shield_of_discrete_actions_takes_the_safe_one():

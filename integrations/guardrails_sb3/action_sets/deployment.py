@@ -8,6 +8,7 @@ from typing import Any, SupportsFloat
 import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecNormalize
 
 from guardrails import AttachError, Guard
 from guardrails_sb3 import checkpoint
@@ -30,12 +31,16 @@ class SafeActions(gym.Wrapper[Any, Any, Any, Any]):
         resume: the file that a guarded model was saved to: the guard, which must belong to no host, then
             takes up the state that it was saved with, and so the widths that had been earned.
         model: the model that acts, for sets that ask what it prefers or perceives.
+        normalizer: the ``VecNormalize`` that the model was trained under, for sets that ask what it prefers or
+            perceives: ``env`` is below any ``VecNormalize`` and gives its own observations. It is read, not changed.
+            None takes the one of the model's environments, if it was loaded with some.
         critic: ``(observations, actions, constraint) -> risks`` for a `CriticShield` without a ``risk`` of its own,
             such as ``safety_critic(model).risk``.
 
     Raises:
-        AttachError: if the guard has no set, one of them means nothing here or asks for a model, or ``resume`` is
-            given with a guard that belongs to a host.
+        AttachError: if the guard has no set, one of them means nothing here or asks for a model, ``resume`` is
+            given with a guard that belongs to a host, or it says that the model was trained under a ``VecNormalize``
+            that a set needs and that is not given.
         StateError: if ``resume`` is a file of another guard, or damaged.
 
     Example:
@@ -52,6 +57,7 @@ class SafeActions(gym.Wrapper[Any, Any, Any, Any]):
         *,
         resume: checkpoint.Target | None = None,
         model: BaseAlgorithm | None = None,
+        normalizer: VecNormalize | None = None,
         critic: Callable[..., Any] | None = None,
     ) -> None:
         super().__init__(env)
@@ -59,15 +65,18 @@ class SafeActions(gym.Wrapper[Any, Any, Any, Any]):
             raise AttachError("SafeActions holds actions to sets, and this Guard has none. Give it an ActionBox, say.")
         if model is not None and model.action_space != env.action_space:
             raise AttachError(f"The model acts in {model.action_space}, but this environment in {env.action_space}.")
-        if resume is not None:
-            if guard.host is not None:
-                raise AttachError(f"This Guard belongs to {guard.host} and has its state. Leave out resume=.")
-            guard.load_state_dict(checkpoint.read(resume)[0])
-        self._model = model
+        if resume is not None and guard.host is not None:
+            raise AttachError(f"This Guard belongs to {guard.host} and has its state. Leave out resume=.")
+        self._model, self._normalizer = model, normalizer
         self._acting = None if model is None else Acting(model, guard, critic)
         self._enforcement = Enforcement(guard, env.action_space, "this environment")
         if self._acting is None:
             situations.check_alone(self._enforcement.sets, critic)
+        if resume is not None:
+            saved = checkpoint.read(resume)
+            if saved.normalised and normalizer is None:
+                situations.check_normalised(model, self._enforcement.sets)
+            guard.load_state_dict(saved.guard)
         self._critic = critic
         self._memory = self._enforcement.memory(1)
         self._observation: Any = None
@@ -95,9 +104,8 @@ class SafeActions(gym.Wrapper[Any, Any, Any, Any]):
     def _situation(self) -> Situation:
         observations = batched(self._observation)
         inform, call = lambda: [self._info], lambda name: [self.env.get_wrapper_attr(name)()]
-        if self._acting is not None and self._model is not None:
-            model = self._model
-            perceive = lambda: situations.as_perceived(model, observations)  # noqa: E731
+        perceive = lambda: situations.as_perceived(self._model, observations, self._normalizer)  # noqa: E731
+        if self._acting is not None:
             return self._acting.situation(self._memory, lambda: observations, perceive, inform, call)
         return Situation(
             space=self.action_space,
@@ -106,7 +114,7 @@ class SafeActions(gym.Wrapper[Any, Any, Any, Any]):
             fresh=self._memory.fresh,
             previous=self._memory.previous,
             observe=lambda: observations,
-            perceive=lambda: observations,
+            perceive=perceive,
             inform=inform,
             call=call,
             critic=self._critic,

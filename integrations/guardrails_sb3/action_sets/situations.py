@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.vec_env import VecTransposeImage
+from stable_baselines3.common.vec_env import VecNormalize, VecTransposeImage
 
 from guardrails import AttachError
 from guardrails_sb3 import seams
@@ -122,7 +122,29 @@ def as_given(model: BaseAlgorithm, perceived: Observations) -> Observations:
     return pictures.as_given(model.env, perceived if normalizer is None else normalizer.unnormalize_obs(perceived))
 
 
-def as_perceived(model: BaseAlgorithm, given: Observations) -> Observations:
-    """Return observations as the policy gets them: pictures channels first, and normalised as the model learned."""
-    normalizer, fed = model.get_vec_normalize_env(), pictures.as_fed(model.observation_space, given)
-    return fed if normalizer is None else normalizer.normalize_obs(fed)
+def as_perceived(
+    model: BaseAlgorithm | None, given: Observations, normalizer: VecNormalize | None = None
+) -> Observations:
+    """Return observations as the policy gets them: pictures channels first, and normalised as the model learned.
+
+    Args:
+        model: the host; None leaves pictures as they are.
+        given: rows of observations.
+        normalizer: has the statistics; None takes those of the model's environments, if they have any.
+    """
+    if model is not None:
+        normalizer = model.get_vec_normalize_env() if normalizer is None else normalizer
+        given = pictures.as_fed(model.observation_space, given)
+    return given if normalizer is None else normalizer.normalize_obs(given)
+
+
+def check_normalised(model: BaseAlgorithm | None, sets: tuple[SafeSet, ...]) -> None:
+    """Raise AttachError if a set asks for what the policy perceives, which was normalised and cannot be any more."""
+    for part in sets:
+        perceives = part.ranks or isinstance(part, CriticShield)
+        if perceives and (model is None or model.get_vec_normalize_env() is None):
+            raise AttachError(
+                f"{part.owner} is judged by what the policy perceives, and the model was trained under VecNormalize, "
+                "whose statistics are not at hand. Give normalizer=VecNormalize.load(path, venv), with the file that "
+                "its save() wrote and a vector of environments like this one."
+            )
