@@ -52,7 +52,7 @@ class Dials:
         self._turned = [name for name in self._training if name in parts]
         if "target_kl" in self._turned and 0.0 in _ends(parts["target_kl"]):
             raise AttachError("Dial 'target_kl' reaches 0, where the host cannot train. Give values above 0.")
-        self._scales = ACTION_SCALE in parts
+        self._scales = scales_actions(guard)
         if self._scales:
             _check_actions(model, _ends(parts[ACTION_SCALE]))
 
@@ -96,7 +96,7 @@ class Dials:
     def _predicting(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def predict(*args: Any, **kwargs: Any) -> Any:
             actions, state = original(*args, **kwargs)
-            return self._scaled(actions), state
+            return self.scaled(actions), state
 
         return predict
 
@@ -125,7 +125,7 @@ class Dials:
         self._rollout = []
 
         def step_async(actions: Any) -> None:
-            scaled = self._scaled(actions)
+            scaled = self.scaled(actions)
             if self._noting:
                 self._rollout.append(np.array(scaled))
             original(scaled)
@@ -139,13 +139,19 @@ class Dials:
             else:
                 env.step_async = before
 
-    def _scaled(self, actions: Any) -> Any:
+    def scaled(self, actions: Any) -> Any:
+        """Return actions as the dial ``action_scale`` makes them, c + s (a - c)."""
         scale = 1.0 if self._released else self._guard.dials[ACTION_SCALE]
         if scale == 1.0:
             return actions
         space: Any = self._model.action_space
         centre = (space.low.astype(np.float64) + space.high) / 2.0
         return (centre + scale * (actions - centre)).astype(space.dtype)
+
+
+def scales_actions(guard: Guard) -> bool:
+    """Return whether a guard has the dial ``action_scale``."""
+    return any(isinstance(part, Dial) and part.name == ACTION_SCALE for part in guard.parts)
 
 
 def _ends(value: Between) -> tuple[float, float]:

@@ -19,10 +19,11 @@ from guardrails.schedulers.base import check_number, whole_number
 from guardrails_sb3.action_sets import pictures, situations
 from guardrails_sb3.action_sets.acting import MASKS, Acting, Predict
 from guardrails_sb3.action_sets.base import Situation
+from guardrails_sb3.action_sets.deployment import SafeActions
 from guardrails_sb3.action_sets.enforcement import EPISODE, Memory
 from guardrails_sb3.cost_value import own_randomness
 from guardrails_sb3.costs import cost_reader
-from guardrails_sb3.dials import Dials
+from guardrails_sb3.dials import ACTION_SCALE, Dials, scales_actions
 from guardrails_sb3.wrap import attachment_of
 
 FloatArray = npt.NDArray[np.float64]
@@ -123,7 +124,8 @@ def evaluate_guarded(
 
     Raises:
         AttachError: if there is no guard, another than the one the model is wrapped with, or it asks for what
-            this model or environment lacks; if ``env`` is one that the model learns in, within ``learn``.
+            this model or environment lacks; if ``env`` is one that the model learns in, within ``learn``; if it has
+            a `SafeActions` that would scale actions once more.
         ConfigurationError: if a number is out of range.
 
     Example:
@@ -135,6 +137,7 @@ def evaluate_guarded(
     vector = env if isinstance(env, VecEnv) else DummyVecEnv([lambda: env])
     if vector.action_space != model.action_space:
         raise AttachError(f"The model acts in {model.action_space}, but this environment in {vector.action_space}.")
+    _check_scaled_once(model, acting.enforcement.guard, vector)
     with _left_alone(model, vector, seed), _given_up(model, vector):
         episodes = _run(acting, propose, vector, n_episodes, deterministic)
     return _summary(acting.enforcement.guard.constraints, episodes, deterministic, confidence)
@@ -158,6 +161,15 @@ def _acting(model: BaseAlgorithm, guard: Guard | None) -> tuple[Acting, Predict]
         )
     turning = Dials(model, guard).overlays()
     return Acting(model, guard), turning.get("predict", model.predict)
+
+
+def _check_scaled_once(model: BaseAlgorithm, guard: Guard, env: VecEnv) -> None:
+    """Raise AttachError if the dial that scales actions would do so here and in the environment."""
+    if scales_actions(guard) and attachment_of(model) is None and any(env.env_is_wrapped(SafeActions)):
+        raise AttachError(
+            f"evaluate_guarded scales actions by the dial '{ACTION_SCALE}' and holds them to the sets, and SafeActions "
+            "around this environment would do so once more. Give it the environment without."
+        )
 
 
 @contextmanager

@@ -23,7 +23,16 @@ from guardrails import ActionSet, AttachError, CompetenceMetric, Constraint, Dia
 from guardrails.competence import FailureAvoidance
 from guardrails.ledger import read, verify
 from guardrails.schedulers import Fixed
-from guardrails_sb3 import ActionBox, CriticShield, Projection, RateLimit, SafeActions, unwrap, wrap
+from guardrails_sb3 import (
+    ActionBox,
+    CriticShield,
+    Projection,
+    RateLimit,
+    SafeActions,
+    evaluate_guarded,
+    unwrap,
+    wrap,
+)
 from guardrails_sb3.wrap import attachment_of
 
 SETTINGS = {"n_steps": 40, "batch_size": 40, "n_epochs": 2, "seed": 0, "device": "cpu"}
@@ -723,6 +732,38 @@ def test_safe_actions_refuses_what_it_cannot_enforce(tmp_path):
     with pytest.raises(AttachError, match="The model acts in"):
         SafeActions(gym.make("CartPole-v1"), Guard(ActionBox(0.5)), model=model)
     assert SafeActions(Drift(), callback_of(model).guard, model=model).reset()
+
+
+def test_safe_actions_scale_by_the_dial_as_in_training_and_once(tmp_path):
+    def guard():
+        return Guard(Dial("action_scale", opening().between(0.25, 0.75)), ActionBox(0.5))
+
+    def executed_of(env, action):
+        env.reset()
+        env.step(np.array([action], np.float32))
+        return env.unwrapped.episodes[-1][-1]
+
+    model = model_of(*guard().parts, env=vec(2, kind=Spied, length=8)).learn(400)
+    own, path = callback_of(model).guard, tmp_path / "run.zip"
+    assert own.dials["action_scale"] == 0.75
+    model.save(path)
+    loaded = PPO.load(path, device="cpu")
+    env = SafeActions(Spied(), guard(), resume=path, model=loaded)
+    assert executed_of(env, 0.4) == pytest.approx(0.3)
+    assert executed_of(env, 9.0) == 0.5, "cut to the action space, scaled, held to the box"
+    with pytest.raises(AttachError, match="would do so once more"):
+        evaluate_guarded(loaded, env, guard())
+    wrapped = SafeActions(Spied(), own, model=model)
+    assert executed_of(wrapped, 0.4) == pytest.approx(0.4), "predict has scaled it"
+    with pytest.raises(AttachError, match=r"Give model="):
+        SafeActions(Spied(), guard(), resume=path)
+    with pytest.raises(AttachError, match="wrapped with another guard"):
+        SafeActions(Spied(), guard(), resume=path, model=model)
+    unwrap(model)
+    assert executed_of(wrapped, 0.4) == pytest.approx(0.3)
+    boxed = Guard(ActionBox(opening().between(0.25, 0.75), name="action"))
+    assert "action_scale" in boxed.dials, "the width of a set, not the dial"
+    assert SafeActions(Spied(), boxed)
 
 
 def test_safe_actions_serves_as_an_environment_to_train_in():

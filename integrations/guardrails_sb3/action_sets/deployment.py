@@ -16,6 +16,7 @@ from guardrails_sb3.action_sets import situations
 from guardrails_sb3.action_sets.acting import Acting
 from guardrails_sb3.action_sets.base import Situation, batched
 from guardrails_sb3.action_sets.enforcement import Enforcement
+from guardrails_sb3.dials import ACTION_SCALE, Dials, scales_actions
 
 
 class SafeActions(gym.Wrapper[Any, Any, Any, Any]):
@@ -23,14 +24,16 @@ class SafeActions(gym.Wrapper[Any, Any, Any, Any]):
 
     For deployment: a zip loads without this package, and knows nothing of the sets; this keeps them. Also for
     training where the sets stand still, and for any loop that steps an environment. ``info`` carries
-    ``interventions`` at each step, and ``episode_interventions`` at the last one of an episode.
+    ``interventions`` at each step, and ``episode_interventions`` at the last one of an episode. A dial ``action_scale``
+    of the guard scales each action before the sets, as in training, unless ``model`` is wrapped: its ``predict`` has
+    done so then.
 
     Args:
         env: the environment.
         guard: has the sets, with the widths in force. It stays as it is.
         resume: the file that a guarded model was saved to: the guard, which must belong to no host, then
             takes up the state that it was saved with, and so the widths that had been earned.
-        model: the model that acts, for sets that ask what it prefers or perceives.
+        model: the model that acts, for sets that ask what it prefers or perceives, and for a dial ``action_scale``.
         normalizer: the ``VecNormalize`` that the model was trained under, for sets that ask what it prefers or
             perceives: ``env`` is below any ``VecNormalize`` and gives its own observations. It is read, not changed.
             None takes the one of the model's environments, if it was loaded with some.
@@ -40,7 +43,8 @@ class SafeActions(gym.Wrapper[Any, Any, Any, Any]):
     Raises:
         AttachError: if the guard has no set, one of them means nothing here or asks for a model, ``resume`` is
             given with a guard that belongs to a host, or it says that the model was trained under a ``VecNormalize``
-            that a set needs and that is not given.
+            that a set needs and that is not given; if the guard has a dial ``action_scale`` and it is not known whose
+            actions these are, or they are those of a model that is wrapped with another guard.
         StateError: if ``resume`` is a file of another guard, or damaged.
 
     Example:
@@ -68,6 +72,7 @@ class SafeActions(gym.Wrapper[Any, Any, Any, Any]):
         if resume is not None and guard.host is not None:
             raise AttachError(f"This Guard belongs to {guard.host} and has its state. Leave out resume=.")
         self._model, self._normalizer = model, normalizer
+        self._dials = _scaling(model, guard)
         self._acting = None if model is None else Acting(model, guard, critic)
         self._enforcement = Enforcement(guard, env.action_space, "this environment")
         if self._acting is None:
@@ -95,6 +100,8 @@ class SafeActions(gym.Wrapper[Any, Any, Any, Any]):
         proposed = np.asarray(action, dtype=self.action_space.dtype)[None]
         if self._enforcement.bounds is not None:
             proposed = np.clip(proposed, self._enforcement.bounds.low, self._enforcement.bounds.high)
+        if self._dials is not None and _guard_of(self._model) is None:
+            proposed = self._dials.scaled(proposed)
         executed = self._enforcement.execute(proposed, self._situation(), self._memory)[0]
         observation, reward, terminated, truncated, info = self.env.step(executed)
         self._enforcement.report(self._memory, np.array([terminated or truncated]), [info])
@@ -120,3 +127,28 @@ class SafeActions(gym.Wrapper[Any, Any, Any, Any]):
             critic=self._critic,
             senses=self._enforcement.senses,
         )
+
+
+def _scaling(model: BaseAlgorithm | None, guard: Guard) -> Dials | None:
+    """Return what scales the actions of ``model`` while it is not wrapped; None for a guard that scales none."""
+    if not scales_actions(guard):
+        return None
+    if model is None:
+        raise AttachError(
+            f"This Guard's dial '{ACTION_SCALE}' scales actions, which predict does while a model is wrapped, and "
+            "nothing tells here whether they come from one. Give model=, the model that acts."
+        )
+    if _guard_of(model) not in (None, guard):
+        raise AttachError(
+            f"This Guard's dial '{ACTION_SCALE}' scales actions, and so may predict of this {type(model).__name__}, "
+            "which is wrapped with another guard. Give that guard, or unwrap(model) first."
+        )
+    return Dials(model, guard)
+
+
+def _guard_of(model: BaseAlgorithm | None) -> Guard | None:
+    """Return the guard that ``model`` is wrapped with."""
+    from guardrails_sb3.wrap import attachment_of  # built upon this module
+
+    attachment = None if model is None else attachment_of(model)
+    return None if attachment is None else attachment.callback.guard
