@@ -316,6 +316,7 @@ def test_a_policy_that_cannot_be_built_says_why(settings, message):
         lambda: algd.make(Drift(), cost_limit=1.0, horizon=25, penalty_coefficient=-1.0),
         lambda: algd.make(Drift(), cost_limit=1.0, horizon=25, learning_rate=lambda _: 1e-3),
         lambda: algd.make(Drift(), cost_limit=1.0, horizon=25, dual_interval=0),
+        lambda: algd.make(Drift(), cost_limit=1.0, horizon=25, critic_tau=0.0),
         lambda: algd.make(Drift(), cost_limit=1.0, horizon=25, dual_interval=None),
         lambda: algd.make(Drift(), cost_limit=1.0, horizon=25, gradient_steps=0),
         lambda: algd.make(Drift(), cost_limit=1.0, horizon=25, gradient_steps=-2),
@@ -467,6 +468,10 @@ class TestPreset:
         model = algd.make(Drift(), cost_limit=1.0, horizon=25, tau=0.05, target_update_interval=4)
         settings = safety_critic(model).critic.settings
         assert (settings.tau, settings.target_interval) == (model.tau, model.target_update_interval) == (0.05, 4)
+
+    def test_the_targets_of_the_cost_critics_may_follow_faster(self):
+        model = algd.make(Drift(), cost_limit=1.0, horizon=25, critic_tau=0.05)
+        assert (safety_critic(model).critic.settings.tau, model.tau) == (0.05, 0.005)
 
     def test_an_odd_number_of_gradient_steps_keeps_the_targets_interval(self):
         model = algd.make(Drift(), cost_limit=1.0, horizon=25, gradient_steps=3)
