@@ -147,6 +147,7 @@ def train(name, budget, arm, seed, steps, tau):
             return True
 
     torch.set_num_threads(1)
+    torch.set_flush_denormal(True)  # the optimizers' averages of dead units would cost time, and decide nothing
     begun, warmup = (time.process_time(), time.perf_counter()), min(WARMUP, steps // 4)
     model, guard = build(name, LIMITS[name].get(budget), arm, seed, tau, warmup)
     course = Course()
