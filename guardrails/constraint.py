@@ -195,10 +195,10 @@ class Constraint:
             n_rows: rows it was reduced from.
         """
         if not evidence.invalid_rows:
-            return evidence.mean
+            return float(evidence.mean)
         sign, share = self._sign, evidence.invalid_rows / n_rows
         mean = sign * evidence.mean + self._stand_in(evidence) * share
-        return sign * max(mean, sign * self.bound + self.violation_scale * share)
+        return float(sign * max(mean, sign * self.bound + self.violation_scale * share))
 
     def sanitise(self, costs: FloatArray) -> FloatArray:
         """Return ``costs`` with each unmeasurable row set to the worst value, see `mean`."""

@@ -147,9 +147,13 @@ def evidence_data(evidence: Evidence) -> dict[str, Any]:
         "n_rows": evidence.n_rows,
         "costs": {
             name: {
-                "mean": _number(cost.mean),
-                "spread": _number(cost.spread),
-                **({"invalid_rows": cost.invalid_rows, "worst": _number(cost.worst)} if cost.invalid_rows else {}),
+                "mean": _number(float(cost.mean)),
+                "spread": _number(float(cost.spread)),
+                **(
+                    {"invalid_rows": cost.invalid_rows, "worst": _number(float(cost.worst))}
+                    if cost.invalid_rows
+                    else {}
+                ),
             }
             for name, cost in evidence.costs.items()
         },

@@ -2,12 +2,14 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from random_guards import guards, rollout
 
 from guardrails import Constraint, Decision, Guard, LedgerError, Rollout
+from guardrails.evidence import CostEvidence, Evidence
 from guardrails.ledger import AlteredError, lines, read, verify
 from guardrails.ledger.lines import (
     decision_data,
@@ -52,6 +54,16 @@ def test_step_is_reduce_then_decide_and_reduce_changes_nothing(guard, seeds, dat
         again.load_state_dict(before)
         assert same_bits(again.step(rollout(seed))) == same_bits(guard.decide(evidence))
         assert json.dumps(again.state_dict()) == json.dumps(guard.state_dict())
+
+
+@pytest.mark.parametrize("number", [int, np.float32, np.float64, np.int64])
+def test_evidence_made_by_hand_of_other_numbers_than_floats_replays(tmp_path, number):
+    guard = Guard(Constraint("speed", limit=1.0, scheduler=DualAscent(0.5)))
+    with guard.record(tmp_path / "ledger.jsonl"):
+        for invalid in (0, 1):
+            guard.settle(Evidence(2, {"speed": CostEvidence(number(3), number(0), invalid, number(4))}))
+    assert verify(tmp_path).ok, verify(tmp_path)
+    assert guard.multipliers["speed"] > 1.0
 
 
 @given(numbers)
