@@ -32,8 +32,8 @@ class Cell:
 
     @property
     def mean(self) -> float:
-        """Their mean; of a single value, that value to the bit."""
-        return self.total / self.count
+        """Their mean; of equal values, that value to the bit."""
+        return min(max(self.total / self.count, self.low), self.high)
 
 
 @dataclass(slots=True)

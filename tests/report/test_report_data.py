@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recorded import guard, record, refinement, rollout
 
-from guardrails import Constraint, Gate, Guard, Require, Rollout
+from guardrails import Constraint, Dial, Gate, Guard, Require, Rollout
 from guardrails.errors import LedgerError
 from guardrails.ledger import lines, read
 from guardrails.report import collect, page
@@ -117,6 +117,17 @@ def test_a_long_run_is_held_in_a_bounded_page_that_hides_no_extreme(tmp_path):
     assert len(page([collect(tmp_path, verified=False)])) < 400_000
 
 
+def test_what_stands_still_through_a_long_run_is_drawn_where_it_stands(tmp_path):
+    gate = Gate(Require("reward_level", at_least=0.5), rungs=4, dwell=0)
+    guarded = Guard(Dial("beta", gate.between(0.1, 0.01)))
+    with guarded.record(tmp_path / "ledger.jsonl"):
+        for _ in range(300):
+            guarded.step(Rollout(rewards=[0.0] * 4))
+    view = collect(tmp_path, verified=False, points=20)
+    assert view.stride == 16
+    assert set(view.dials[0].value.mean) == {0.1}
+
+
 @given(
     st.lists(st.one_of(st.floats(-1e6, 1e6), st.just(math.nan)), min_size=1, max_size=200),
     st.integers(2, 9),
@@ -137,6 +148,7 @@ def test_points_hold_each_step_once_whatever_the_length(values, points, back):
             assert (cell.low, cell.high, cell.count) == (min(finite), max(finite), len(finite))
             # Sums of the same numbers in another order.
             assert cell.total == pytest.approx(math.fsum(finite), rel=1e-9, abs=1e-6)
+            assert cell.low <= cell.mean <= cell.high
         assert point.remarks["x"][0] == max(0.0 if math.isnan(value) else value for value in inside)
     traces.cut(back)
     assert all(point.first <= back for point in traces)

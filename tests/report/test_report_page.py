@@ -287,3 +287,16 @@ def test_a_long_run_says_how_many_steps_a_point_spans(screen, tmp_path):
     assert screen.errors() == []
     assert "A point spans up to 8 steps" in screen.text
     assert screen.run(NUMBERS)[0][0] == "1–8"
+
+
+def test_numbers_that_differ_in_their_last_digit_alone_are_drawn(screen, tmp_path):
+    gate = Gate(Require("reward_level", at_least=0.5), rungs=1, dwell=0)
+    guarded = Guard(Dial("beta", gate.between(0.1, np.nextafter(0.1, 1.0))))
+    with guarded.record(tmp_path / "ledger.jsonl"):
+        for reward in [1.0] * 9 + [0.0]:
+            guarded.step(Rollout(rewards=[reward] * 64))
+    view = collect(tmp_path)
+    assert len(set(view.dials[0].value.mean)) == 2
+    screen.open(page([view]))
+    assert screen.errors() == []
+    assert screen.run("document.querySelector('#dial-0 .line').getTotalLength() > 100")

@@ -91,7 +91,8 @@ function extent(lists, floor) {
   for (const list of lists) for (const value of list) if (value !== null) { low = Math.min(low, value); high = Math.max(high, value); }
   if (low > high) return [0, 1];
   if (floor !== undefined && low >= floor) low = floor;
-  if (low === high) { const pad = Math.abs(low) * 0.1 || 1; return floor === low ? [low, low + pad] : [low - pad, high + pad]; }
+  // Numbers that differ in their last digits alone are one number: between them no tick has a place of its own.
+  if (high - low <= 1e-12 * Math.max(Math.abs(low), Math.abs(high))) { const pad = Math.abs(low) * 0.1 || 1; return floor === low ? [low, low + pad] : [low - pad, high + pad]; }
   const pad = (high - low) * 0.06;
   return [low === floor ? low : low - pad, high + pad];
 }
