@@ -149,9 +149,10 @@ def sparkline(values: Sequence[float], *, low: float, high: float) -> str:
         >>> sparkline([0.0, 0.5, 1.0], low=0.0, high=1.0)
         '▁▅█'
     """
-    width = high - low or 1.0
+    half = high / 2 - low / 2 or 0.5  # of the width, which may be beyond a float
     places = [
-        round((value - low) / width * (len(_BLOCKS) - 1) + 1e-9) if math.isfinite(value) else -1 for value in values
+        round((value / 2 - low / 2) / half * (len(_BLOCKS) - 1) + 1e-9) if math.isfinite(value) else -1
+        for value in values
     ]
     return "".join(" " if place < 0 else _BLOCKS[min(max(place, 0), len(_BLOCKS) - 1)] for place in places)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +158,11 @@ def _trace(points: list[Point], key: Key) -> Trace:
 
 def _mean(points: list[Point], key: Key) -> float | None:
     cells = [point.cells[key] for point in points if key in point.cells]
-    return math.fsum(cell.total for cell in cells) / sum(cell.count for cell in cells) if cells else None
+    if not cells:
+        return None
+    count = sum(cell.count for cell in cells)
+    mean = sum(cell.mean * (cell.count / count) for cell in cells)  # weighted first: a sum may be beyond a float
+    return min(max(mean, min(cell.low for cell in cells)), max(cell.high for cell in cells))
 
 
 def _last(points: list[Point], key: Key) -> float | None:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 FORMATS = (".png", ".svg", ".pdf")
 """Endings of the files that can be drawn."""
 
+_LARGEST = 1e300
+"""Largest number that is drawn: an axis needs room beyond it."""
+
 _COST, _LIMIT, _LAMBDA, _LEVEL, _BROKEN = "#1f5fa8", "#b42318", "#7c3fb3", "#187a49", "#d9480f"
 
 
@@ -122,7 +125,7 @@ def _line(axis: Axes, xs: list[float], trace: Trace, colour: str, **style: Any) 
 
 
 def _gaps(numbers: Numbers) -> list[float]:
-    return [math.nan if value is None else value for value in numbers]
+    return [math.nan if value is None else min(max(value, -_LARGEST), _LARGEST) for value in numbers]
 
 
 def _plain(text: str) -> str:

@@ -110,6 +110,15 @@ def test_a_cost_that_a_step_did_not_measure_is_shown_as_it_was_last(tmp_path):
     assert "nan" not in text
 
 
+def test_costs_as_large_as_a_float_holds_are_shown(guard, tmp_path):
+    for cost in (-1.7e308, 0.0, 1.7e308):
+        step(guard, cost)
+    guard.ledger.flush()
+    watch = Watch(tmp_path)
+    watch.poll()
+    assert "▁▅█" in printed(watch)
+
+
 def test_gates_dials_and_failures_are_told(tmp_path):
     class Moody(CompetenceMetric):
         name = "moody"

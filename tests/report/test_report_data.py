@@ -86,6 +86,17 @@ def test_the_figures_at_the_end_of_a_long_run_are_those_of_its_last_step_not_of_
     assert view.constraints[0].multiplier.mean[-1] == 5e5
 
 
+@pytest.mark.parametrize("points", [1000, 8])
+def test_costs_whose_sum_is_beyond_a_float_have_a_mean(tmp_path, points):
+    guarded = Guard(Constraint("cost", limit=1.0))
+    with guarded.record(tmp_path / "ledger.jsonl"):
+        for step in range(40):
+            guarded.step(Rollout(costs={"cost": [0.5 if step < 16 else 1.7e308]}))
+    (part,) = collect(tmp_path, points=points).constraints
+    assert part.figures.quarter_cost == part.cost.mean[-1] == 1.7e308
+    assert part.figures.quarter_limit == 1.0
+
+
 def test_climbs_and_falls_are_told_with_the_reason_recorded(run):
     told = [(each.step, each.kind, each.text) for each in collect(run).events if each.subject == "gate"]
     kinds = {"relaxed": "climb", "tightened": "fall"}

@@ -38,6 +38,15 @@ def test_names_are_no_formulas(tmp_path):
     assert r"$\frac{&lt;b&gt;$" in text
 
 
+def test_costs_as_large_as_a_float_holds_are_drawn(tmp_path):
+    guarded = Guard(Constraint("cost", limit=1.0))
+    with guarded.record(tmp_path / "ledger.jsonl"):
+        for cost in (0.5, 1.7e308, -1.7e308):
+            guarded.step(Rollout(costs={"cost": [cost]}))
+    draw([collect(tmp_path)], tmp_path / "picture.png")
+    assert imread(tmp_path / "picture.png")[..., :3].std() > 0.02
+
+
 def test_runs_that_share_no_constraint_are_drawn(run, tmp_path):
     guarded = Guard(Constraint("other", limit=1.0))
     with guarded.record(tmp_path / "ledger.jsonl"):
