@@ -9,6 +9,7 @@ import difflib
 import inspect
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pluggy
@@ -60,7 +61,9 @@ def load(source: Source, get: Callable[[], object]) -> tuple[list[Offer], list[F
             failures.append(source.failed(f"{hook}() returned {returned}; return a list of {kind}s", kind))
         else:
             for value in results[0]:
-                _add(source, kind, value, offers, failures)
+                _, error = attempt(partial(_add, source, kind, value, offers, failures))
+                if error:  # what it lists cannot even be looked at
+                    failures.append(source.failed(error, kind, type(value).__name__))
     return offers, failures
 
 

@@ -61,6 +61,15 @@ BROKEN = {
         hook("from guardrails.refine import Empty; return [Empty()]", "guardrails_detectors"),
         "an instance of Empty; list the class itself",
     ),
+    "lists what raises when it is looked at": (
+        "class Lazy:\n    def __getattr__(self, name): raise ImportError(f'no torch for {name}')\n"
+        "from guardrails import hookimpl\n@hookimpl\ndef guardrails_detectors(): return [Lazy()]",
+        "ImportError: no torch for",
+    ),
+    "lists what cannot be shown": (
+        hook("return [type('Dark', (), {'__repr__': lambda self: 1 / 0})()]", "guardrails_refiners"),
+        "ZeroDivisionError: division by zero",
+    ),
     "lists the nameless": (hook("return [len]", "guardrails_detectors"), "set a class attribute name"),
 }
 
