@@ -29,15 +29,17 @@ _FOR_DEVELOPERS = "dev"
 
 _GPU_SECONDS = 120.0
 _GPU = """
-import json, torch
+import json, sys, torch
 cuda = torch.cuda.is_available()
-print(json.dumps({
+print("\\n" + sys.argv[1] + json.dumps({
     "torch": torch.__version__,
     "built_for": torch.version.cuda or torch.version.hip or "",
     "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else [],
     "mps": torch.backends.mps.is_available(),
 }))
 """
+_ANSWER = "guardrails doctor: "
+"""Begins the line with the answer: what is imported may print lines of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,16 +143,22 @@ def gpu() -> Iterator[Finding]:
     if find_spec("torch") is None:
         yield Finding("gpu", "note", "GPU", "not looked for: torch is not installed")
         return
+    said = []
     try:
         done = subprocess.run(
-            [sys.executable, "-c", _GPU], capture_output=True, text=True, timeout=_GPU_SECONDS, check=False
+            [sys.executable, "-c", _GPU, _ANSWER],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_GPU_SECONDS,
+            check=False,
         )
-        seen = json.loads(done.stdout) if done.returncode == 0 else None
-    except (subprocess.TimeoutExpired, ValueError):
-        done, seen = None, None
+        said = [line for line in done.stdout.splitlines() if line.startswith(_ANSWER)]
+        text = [f"the process that tried ended with code {done.returncode}", *done.stderr.strip().splitlines()][-1]
+    except subprocess.TimeoutExpired:
+        text = f"no answer within {_GPU_SECONDS:g} s"
+    seen = json.loads(said[0].removeprefix(_ANSWER)) if said else None
     if seen is None:
-        last = done.stderr.strip().splitlines()[-1:] if done else []
-        text = last[0] if last else f"no answer within {_GPU_SECONDS:g} s"
         yield Finding(
             "gpu", "problem", "torch", f"it cannot be imported: {text}", "pip install --force-reinstall torch"
         )

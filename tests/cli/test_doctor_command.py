@@ -168,6 +168,19 @@ def test_a_torch_that_cannot_be_imported_is_a_problem(findings, tmp_path):
     assert torch[text]["status"] == "problem"
 
 
+def test_a_torch_that_prints_when_it_is_imported_is_no_problem(findings, tmp_path):
+    fake_torch(tmp_path, names=["NVIDIA H200"], built_for="'13.0'")
+    with (tmp_path / "torch.py").open("a") as file:
+        file.write("import atexit\nprint('welcome', end='')\natexit.register(print, 'bye')\n")
+    assert findings()["GPU"]["text"] == "NVIDIA H200"
+
+
+def test_a_torch_that_ends_the_process_is_not_said_to_be_slow(findings, tmp_path):
+    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    (text,) = [finding["text"] for finding in findings().values() if "cannot be imported" in finding["text"]]
+    assert text == "it cannot be imported: the process that tried ended with code -9"
+
+
 def test_without_torch_none_is_imported(monkeypatch):
     monkeypatch.setattr(doctor, "find_spec", lambda name: None)
     monkeypatch.setattr(doctor.subprocess, "run", lambda *arguments, **options: pytest.fail("a process was started"))
