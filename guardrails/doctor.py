@@ -21,6 +21,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from guardrails import plugins
+from guardrails.errors import told
 
 NAME = "training-guardrails"
 """This distribution; what it supports is read from its metadata."""
@@ -97,6 +98,10 @@ def packages() -> Iterator[Finding]:
                 cure = f"pip install '{NAME}[{extras[0]}]'"
                 yield Finding("package", "note", name, f"not installed; {reason}", cure)
             continue
+        except (OSError, ValueError) as error:
+            text = f"its metadata cannot be read: {told(error)}; {reason}"
+            yield Finding("package", "problem", name, text, f"pip install --force-reinstall '{wanted}'")
+            continue
         if specifier.contains(version, prereleases=True):
             yield Finding("package", "ok", name, f"{version} ({specifier or 'any'})")
         else:
@@ -108,8 +113,14 @@ def install() -> Iterator[Finding]:
     """Whether another distribution lays its files over this one's, as ``guardrails-ai`` does."""
     others = []
     for distribution in metadata.distributions():
-        name = distribution.metadata["Name"] or ""
-        record = distribution.read_text("RECORD") or ""
+        try:
+            name = distribution.metadata["Name"] or ""
+            record = distribution.read_text("RECORD") or ""
+        except (OSError, ValueError) as error:
+            folder = str(getattr(distribution, "_path", "?"))
+            text = f"the metadata of this distribution cannot be read: {told(error)}"
+            yield Finding("install", "note", folder, text, "Install it again, or remove what is left of it.")
+            continue
         if canonicalize_name(name) != NAME and "\nguardrails/__init__.py," in f"\n{record}":
             others.append(name)
     for name in sorted(set(others)):

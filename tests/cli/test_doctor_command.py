@@ -123,6 +123,18 @@ def test_files_that_another_package_wrote_over_are_a_problem(tmp_path, monkeypat
     assert "2 of its files" in finding.text
 
 
+def test_metadata_that_cannot_be_read_is_a_note_and_of_a_package_that_is_needed_a_problem(findings, tmp_path):
+    for name in ("other", "numpy"):
+        distribution(tmp_path, name, "1.0")
+        (tmp_path / f"{name}-1.0.dist-info" / "METADATA").write_bytes(f"Name: {name}\nAuthor: José\n".encode("latin-1"))
+    found = findings()
+    other = found[str(tmp_path / "other-1.0.dist-info")]
+    assert other["status"] == "note"
+    assert "cannot be read: UnicodeDecodeError" in other["text"]
+    assert found["numpy"]["status"] == "problem"
+    assert found["numpy"]["cure"] == "pip install --force-reinstall 'numpy>=1.26'"
+
+
 def test_a_broken_plugin_is_a_problem_and_one_switched_off_a_note(findings, tmp_path):
     distribution(tmp_path, "broken-guardrails", "1.0", entry_points="[guardrails]\nbroken = broken_code\n")
     (tmp_path / "broken_code.py").write_text("print('noise')\nraise RuntimeError('out of order')\n")
