@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def watch(
     run: Annotated[Path, typer.Argument(help="The run's folder, or its ledger.")],
     once: Annotated[bool, typer.Option("--once", help="Show where the run stands and exit.")] = False,
-    interval: Annotated[float, typer.Option(min=0.05, help="Seconds between two looks.")] = 1.0,
+    interval: Annotated[float, typer.Option(min=0.05, max=86_400, help="Seconds between two looks.")] = 1.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print each new step as a line of JSON.")] = False,
 ) -> None:
     """Follow a run's ledger as it grows, until the run is closed or Ctrl-C.

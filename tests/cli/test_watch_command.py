@@ -240,6 +240,13 @@ def test_no_ledger_and_one_that_vanishes_are_sentences(guard, tmp_path):
         watch.poll()
 
 
+@pytest.mark.parametrize("interval", ["0", "inf", "1e300"])
+def test_an_interval_that_no_clock_can_wait_is_refused(guard, tmp_path, interval):
+    done = subprocess.run([*WATCH, tmp_path, "--interval", interval], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "Invalid value for '--interval'" in done.stderr
+
+
 def test_a_ledger_that_is_yet_to_be_begun_is_waited_for(tmp_path):
     process = subprocess.Popen(
         [*WATCH, tmp_path / "run", "--json", "--interval", "0.05"],
