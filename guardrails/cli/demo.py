@@ -20,14 +20,15 @@ _DEMO_MODULES = ("torch", "transformers", "trl", "stable_baselines3", "gymnasium
 
 @app.command()
 def demo(
-    seed: Annotated[int, typer.Option(help="Seed of every random draw.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of every random draw.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="About a sixth of the steps, to see that all works.")] = False,
     output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("runs/demo"),
     as_json: Annotated[bool, typer.Option("--json", help="Print where the results are as JSON.")] = False,
 ) -> None:
     """Run two short real trainings, unguarded beside guarded, and write the report of the guarded ones.
 
-    Exit code 0: the limits were held, or --quick. 1: one was not. 2: packages are missing.
+    Exit code 0: the limits were held, or --quick. 1: one was not. 2: packages are missing, or
+    the folder cannot be made.
     """
     missing = [name for name in _DEMO_MODULES if find_spec(name) is None]
     if missing:

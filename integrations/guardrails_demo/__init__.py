@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from guardrails.errors import GuardrailsError
 from guardrails.ledger import files
 from guardrails.report import collect, page
 from guardrails_demo.curves import Curves
@@ -34,10 +35,16 @@ def run(*, seed: int, quick: bool, output: Path) -> int:
 
     Returns:
         0 if every guarded run held its limit (or ``quick``), else 1.
+
+    Raises:
+        GuardrailsError: if the folder cannot be made.
     """
     console = Console()
     started = time.monotonic()
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise GuardrailsError(f"{output} cannot be made: {error.strerror}. Give another --output.") from error
     ledgers = {task: output / task / "ledger.jsonl" for task in ("language", "control")}
     for ledger in ledgers.values():
         for path in files(ledger) if ledger.exists() else ():

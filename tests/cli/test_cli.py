@@ -216,3 +216,17 @@ def test_the_demo_gets_the_options_and_its_result_is_the_exit_code(monkeypatch, 
         {"seed": 7, "quick": True, "output": tmp_path},
         {"seed": 0, "quick": False, "output": Path("runs/demo")},
     ]
+
+
+@pytest.mark.parametrize("seed", ["-1", str(2**32)])
+def test_a_seed_that_no_generator_takes_is_refused_before_the_demo_begins(seed):
+    done = CliRunner().invoke(app, ["demo", "--seed", seed])
+    assert done.exit_code == 2
+    assert "Invalid value for '--seed'" in done.output
+
+
+def test_a_folder_that_cannot_be_made_for_the_demo_is_a_sentence(run, tmp_path):
+    (tmp_path / "file").touch()
+    code, _, err = run("demo", "--output", str(tmp_path / "file"))
+    assert code == 2
+    assert err == f"guardrails: {tmp_path / 'file'} cannot be made: File exists. Give another --output.\n"
