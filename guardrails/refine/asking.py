@@ -23,6 +23,12 @@ _GRACE = 1.0
 _LONGEST_WAIT = 8.0
 """Seconds between two attempts at most, unless the server asks for more."""
 
+_CUT_OFF = ("length", "content_filter", "tool_calls", "function_call", "repetition")
+"""Reasons to finish that leave half an answer, and would again."""
+
+_BROKEN_OFF = ("abort", "error")
+"""Reasons to finish that leave half an answer because of the server, as when vLLM is paused or shut down."""
+
 
 class _UnusableError(Exception):
     """An answer came, but no correction can be read from it."""
@@ -175,8 +181,10 @@ class Call:
         choice = choices[0] if isinstance(choices, list) and choices else None
         text = getattr(getattr(choice, "message", None), "content", None)
         ended = getattr(choice, "finish_reason", None)
-        if ended in ("length", "content_filter", "tool_calls"):
+        if ended in _CUT_OFF:
             raise _RefusedError(f"an answer was ended by '{ended}'")
+        if ended in _BROKEN_OFF:
+            raise _UnusableError(f"an answer was ended by '{ended}'")
         if not isinstance(text, str):
             raise _UnusableError("an answer held no text")
         said = without_thoughts(completion, text)  # where the server has no parser for them

@@ -82,8 +82,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(200, completion(None))
         elif mode == "number":
             return self.reply(200, completion(7))
-        elif mode == "length":
-            return self.reply(200, completion(answer, "length"))
+        elif mode in ("length", "repetition", "abort"):
+            return self.reply(200, completion(answer, mode))
         return self.reply(200, completion(answer))
 
     def reply(self, status, data, headers=None):
