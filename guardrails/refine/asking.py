@@ -195,7 +195,8 @@ class Call:
     def _described(self, error: Exception) -> str:
         if isinstance(error, asyncio.TimeoutError):
             return f"no answer within {self._refiner.timeout:g} s"
-        return told(error)
+        key = os.environ.get(self._refiner.api_key_env)  # a server may repeat it
+        return told(error).replace(key, "…") if key else told(error)
 
 
 def _hopeless(error: Exception) -> bool:

@@ -68,6 +68,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(429, {"error": {"message": "busy"}}, {"Retry-After": "0.7"})
         elif mode.isdigit():
             return self.reply(int(mode), {"error": {"message": f"status {mode}"}})
+        elif mode == "echo":
+            return self.reply(401, {"error": {"message": f"{self.headers.get('Authorization')} is not known"}})
         elif mode == "close":
             return self.connection.close()
         elif mode == "garbage":

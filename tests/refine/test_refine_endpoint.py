@@ -279,6 +279,14 @@ def test_the_request_says_what_was_set(server, monkeypatch):
     assert "max_tokens" not in server.stats()["last"]["body"]
 
 
+def test_a_key_that_the_server_repeats_is_not_written(server, monkeypatch, caplog):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    own = refiner(server)
+    assert ask(own, "MODE:echo") == [None]
+    assert "Bearer … is not known" in own.tally.error
+    assert "secret" not in own.tally.error + caplog.text
+
+
 def test_the_longest_answer_follows_the_hosts_longest_completion(server):
     own, host = refiner(server), Host(max_completion_length=20)
     own.attach(host)
