@@ -156,4 +156,9 @@ def _address(owner: str, url: Any) -> str:
             f"{owner}: the url carries a user or password, which logs and ledgers would show. Give the key in the "
             "environment variable that api_key_env names."
         )
+    if parts.query:
+        raise ConfigurationError(
+            f"{owner}: the url carries a query, behind which no path of a request can stand, and which logs and "
+            "ledgers would show. Give the base address alone."
+        )
     return str(url)

@@ -346,6 +346,7 @@ def test_rows_without_an_answer_have_no_target(server):
     [
         ({"url": "localhost:8000"}, "base address"),
         ({"url": "http://me:secret@host/v1"}, "carries a user or password"),
+        ({"url": "http://host/v1?key=secret"}, "carries a query"),
         ({"model": ""}, "model is ''"),
         ({"prompt": "Correct this."}, "does not show the response"),
         ({"prompt": "{completion} {more}"}, "KeyError: 'more'"),
