@@ -83,7 +83,7 @@ class Call:
         else:
             thread = threading.Thread(target=self._loop, name="guardrails-endpoint", daemon=True)
             thread.start()
-            thread.join(self._refiner.budget + _GRACE)
+            thread.join(min(self._refiner.budget + _GRACE, threading.TIMEOUT_MAX))
         with self._lock:
             self._closed = True  # what comes later is dropped
             offers, asked = list(self._offers), self._asked

@@ -90,6 +90,10 @@ def test_a_call_ends_within_its_budget_whatever_the_server_does(server, mode):
     assert own.tally.unasked > 20
 
 
+def test_a_budget_may_be_longer_than_any_clock_waits(server):
+    assert ask(refiner(server, budget=1e12, timeout=1e12), "ANSWER:one") == ["one"]
+
+
 def test_a_call_ends_even_where_the_program_itself_hangs(server):
     own = EndpointRefiner(server.url, "m", prompt=lambda prompt, completion: time.sleep(4.0), budget=0.2)
     begun = time.perf_counter()
