@@ -148,6 +148,17 @@ def test_refinements_are_shown_as_differences(screen, run):
     assert screen.all("#refinements ins") == []
 
 
+def test_what_was_changed_at_the_end_of_a_long_text_is_marked(screen, tmp_path):
+    guarded, long = Guard(Constraint("cost", limit=1.0)), " ".join(f"word{i}" for i in range(300))
+    with guarded.record(tmp_path / "ledger.jsonl") as ledger:
+        guarded.step(Rollout(costs={"cost": [2.0]}))
+        ledger.note("refinement", refinement(1, before=f"{long} and so on and so", after=f"{long} and so on."))
+    screen.open(page([collect(tmp_path)]))
+    assert screen.texts("#refinements del") == ["on and so"]
+    assert screen.texts("#refinements ins") == ["on."]
+    assert screen.texts("#refinements .diff") == [f"{long} and so on and soon."]
+
+
 def test_the_colours_follow_the_system_and_the_button(screen, run):
     ground = "getComputedStyle(document.body).backgroundColor"
     screen.open(page([collect(run)]))

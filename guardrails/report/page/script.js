@@ -321,7 +321,11 @@ function dial(name) {
 function words(text) { return text.match(/\s+|[^\s]+/g) || []; }
 
 function difference(before, after) {
-  const a = words(before).slice(0, 400), b = words(after).slice(0, 400);
+  const old = words(before), fresh = words(after), shorter = Math.min(old.length, fresh.length);
+  let head = 0, tail = 0; // what both begin and end with needs no table
+  while (head < shorter && old[head] === fresh[head]) head += 1;
+  while (tail < shorter - head && old.at(-1 - tail) === fresh.at(-1 - tail)) tail += 1;
+  const a = old.slice(head, old.length - tail), b = fresh.slice(head, fresh.length - tail);
   const common = Array.from({ length: a.length + 1 }, () => new Uint16Array(b.length + 1));
   for (let i = a.length - 1; i >= 0; i -= 1) for (let j = b.length - 1; j >= 0; j -= 1)
     common[i][j] = a[i] === b[j] ? common[i + 1][j + 1] + 1 : Math.max(common[i + 1][j], common[i][j + 1]);
@@ -332,11 +336,13 @@ function difference(before, after) {
     else node.append(make(tag, {}, text));
   };
   let i = 0, j = 0;
+  if (head) put("span", old.slice(0, head).join(""));
   while (i < a.length || j < b.length) {
     if (i < a.length && j < b.length && a[i] === b[j]) { put("span", a[i]); i += 1; j += 1; }
     else if (j >= b.length || (i < a.length && common[i + 1][j] >= common[i][j + 1])) { put("del", a[i]); i += 1; }
     else { put("ins", b[j]); j += 1; }
   }
+  if (tail) put("span", old.slice(old.length - tail).join(""));
   return node;
 }
 
