@@ -99,6 +99,13 @@ class Watch:
         """
         if not self._steps:
             return Panel(Text("No step was recorded yet."), title=_text(str(self._run)))
+        try:
+            return self._drawn(width)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            place = self._steps[-1].place
+            raise AlteredError(f"{place}: the step is malformed ({type(error).__name__}: {error}).") from error
+
+    def _drawn(self, width: int) -> Panel:
         shown = max(6, min(STEPS, (width - _BESIDE) // 2))
         decisions = [line.decision for line in list(self._steps)[-shown:]]
         last, when = decisions[-1], float(self._steps[-1].data.get("time", math.nan))

@@ -7,7 +7,7 @@ from typing import Any
 
 from guardrails.decision import Decision, GateDecision
 from guardrails.evidence import Evidence
-from guardrails.ledger import Line
+from guardrails.ledger import AlteredError, Line
 from guardrails.report.events import Events
 from guardrails.report.refinement import SUBJECT, Refinements
 from guardrails.report.traces import Key, Traces
@@ -42,7 +42,10 @@ class Reading:
         if isinstance(time, (int, float)):
             self.started, self.ended = (time if math.isnan(self.started) else self.started), time
         if line.kind == "step":
-            self._step(line.evidence, line.decision)
+            try:
+                self._step(line.evidence, line.decision)
+            except (AttributeError, LookupError, TypeError, ValueError) as error:
+                raise AlteredError(f"{line.place}: the step is malformed ({type(error).__name__}: {error}).") from error
         elif line.kind in ("header", "seam"):
             self._begin(line)
         elif line.kind == "note" and line.data.get("subject") == SUBJECT:

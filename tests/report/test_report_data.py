@@ -9,11 +9,12 @@ from recorded import guard, record, refinement, rollout
 
 from guardrails import Constraint, Dial, Gate, Guard, Require, Rollout
 from guardrails.errors import LedgerError
-from guardrails.ledger import lines, read
+from guardrails.ledger import AlteredError, lines, read
 from guardrails.report import collect, page
 from guardrails.report.events import Events
 from guardrails.report.traces import Traces
 from guardrails.schedulers import CRPO
+from guardrails.watch import Watch
 
 
 def decisions(run):
@@ -254,6 +255,27 @@ def test_a_state_without_a_step_is_a_finding_not_a_crash(tmp_path, step):
         out.append(raw)
     (tmp_path / "ledger.jsonl").write_bytes(b"".join(out))
     assert "'step' or 'constraints' is missing or not valid" in collect(tmp_path).verification["unreplayed"]
+
+
+@pytest.mark.parametrize("written", [None, [1]])
+def test_a_step_whose_hash_is_right_and_whose_content_is_not_ends_the_reading(tmp_path, written):
+    record(tmp_path, 3)
+    head, out = lines.START, []
+    for line in list(read(tmp_path)):
+        data = {name: value for name, value in line.data.items() if name not in ("prev", "hash")}
+        if data.get("step") == 3 and line.kind == "step":
+            data["evidence"] = {**data["evidence"], "n_rows": written}
+            data["decision"] = {**data["decision"], "reasons": [["toxicity", "relaxed", written]]}
+        raw, head = lines.seal(lines.encode(data), head)
+        out.append(raw)
+    (tmp_path / "ledger.jsonl").write_bytes(b"".join(out))
+    view = collect(tmp_path, verified=False)
+    assert view.problem.startswith("ledger.jsonl, line 4: the step is malformed (TypeError")
+    assert view.last == [1, 2]
+    watch = Watch(tmp_path)
+    watch.poll()
+    with pytest.raises(AlteredError, match=r"ledger\.jsonl, line 4: the step is malformed"):
+        watch.frame()
 
 
 def test_a_rotated_ledger_is_read_whole(tmp_path):
