@@ -21,7 +21,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from guardrails import plugins
-from guardrails.errors import told
+from guardrails.errors import GuardrailsError, told
 
 NAME = "training-guardrails"
 """This distribution; what it supports is read from its metadata."""
@@ -63,7 +63,11 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Return everything that was looked at, problems and the rest; nothing is changed, and no host imported."""
+    """Return everything that was looked at, problems and the rest; nothing is changed, and no host imported.
+
+    Raises:
+        GuardrailsError: if this package is not installed.
+    """
     return [*python(), *packages(), *install(), *plugged(), *gpu()]
 
 
@@ -185,7 +189,13 @@ def gpu() -> Iterator[Finding]:
 
 
 def _own() -> metadata.Distribution:
-    return metadata.distribution(NAME)
+    try:
+        return metadata.distribution(NAME)
+    except metadata.PackageNotFoundError as error:
+        raise GuardrailsError(
+            f"{NAME} is imported from a folder and not installed, so what it supports is not known. Install it with: "
+            f"pip install {NAME}, or pip install --editable of that folder."
+        ) from error
 
 
 def _requirements() -> dict[str, list[Requirement]]:

@@ -213,6 +213,17 @@ def test_an_older_python_than_supported_is_a_problem(monkeypatch):
     assert finding.text == "3.8.19, but >=3.10 is needed"
 
 
+def test_a_package_that_is_not_installed_cannot_be_looked_at(run):
+    before = (
+        "from importlib import metadata\n"
+        "def distribution(name): raise metadata.PackageNotFoundError(name)\n"
+        "metadata.distribution = distribution"
+    )
+    code, out, err = run(before=before)
+    assert (code, out) == (2, "")
+    assert err.startswith("guardrails: training-guardrails is imported from a folder and not installed")
+
+
 def test_problems_stand_out_with_their_cures(run, tmp_path):
     fake_torch(tmp_path)
     distribution(tmp_path, "trl", "0.9.6")
