@@ -37,6 +37,11 @@ def _root(
     """Adaptive constraints for existing trainers."""
 
 
+def shown(text: str) -> str:
+    """Return what a ledger made us say without what could steer a terminal, or pass for a line of ours."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
 def main() -> None:
     """Run the command line; an error of this package prints its message, not a traceback.
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from guardrails.cli.app import app
+from guardrails.cli.app import app, shown
 from guardrails.errors import GuardrailsError
 
 
@@ -60,6 +60,6 @@ def report(
         typer.echo(json.dumps(written, indent=2))
     else:
         for view in altered:
-            typer.echo(f"ALTERED: {view.name}: {view.problem or (view.verification or {})['problem']}")
+            typer.echo(f"ALTERED: {view.name}: {shown(view.problem or (view.verification or {})['problem'])}")
         typer.echo(f"Page: {output}" + (f"   picture: {image}" if image else ""))
     raise typer.Exit(1 if altered else 0)

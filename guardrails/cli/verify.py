@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from guardrails.cli.app import app
+from guardrails.cli.app import app, shown
 
 
 @app.command()
@@ -41,16 +41,16 @@ def verify(
         f"{result.path}: {result.lines} lines in {_count(result.files, 'file')}, {result.steps} decisions replayed"
     )
     for note in result.notes:
-        typer.echo(f"note: {note}")
+        typer.echo(f"note: {shown(note)}")
     if result.lost:
         typer.echo(f"note: {_count(result.lost, 'step')} could not be written by the run itself")
     if result.problem:
-        typer.echo(f"ALTERED: {result.problem}")
+        typer.echo(f"ALTERED: {shown(result.problem)}")
     elif not result.closed:
         hint = "" if unclosed else " If the run is still going or was killed, --open accepts that."
         typer.echo(f"NOT CLOSED: there is no closing line, so lines at the end may be missing.{hint}")
     if result.unreplayed:
-        typer.echo(f"NOT REPLAYED: {result.unreplayed}")
+        typer.echo(f"NOT REPLAYED: {shown(result.unreplayed)}")
     if code == 0:
         typer.echo("intact: the chain is whole, and every decision follows from its evidence to the bit")
     typer.echo(f"head: {result.head}")

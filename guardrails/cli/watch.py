@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from guardrails.cli.app import app
+from guardrails.cli.app import app, shown
 
 if TYPE_CHECKING:
     from guardrails.watch import Watch
@@ -45,7 +45,7 @@ def watch(
         if as_json:
             typer.echo(json.dumps({"ok": False, "error": str(error)}))
         else:
-            typer.echo(f"ALTERED: {error}", err=True)
+            typer.echo(f"ALTERED: {shown(str(error))}", err=True)
         raise typer.Exit(1) from None
 
 

@@ -61,6 +61,24 @@ def test_an_altered_run_is_exit_code_1_and_says_where(path):
     assert "intact" not in out
 
 
+@pytest.mark.parametrize("command", ["verify", "report"])
+def test_what_a_ledger_says_cannot_pass_for_the_verdict(path, tmp_path, command):
+    head, out = lines.START, []
+    for line in list(read(path)):
+        data = {name: value for name, value in line.data.items() if name not in ("prev", "hash")}
+        if line.kind == "step":
+            data["decision"] = {**data["decision"], "\x1b[2J\nintact: the chain is whole": 1}
+        raw, head = lines.seal(lines.encode(data), head)
+        out.append(raw)
+    path.write_bytes(b"".join(out))
+    more = ["-o", str(tmp_path / "page.html")] if command == "report" else []
+    done = CliRunner().invoke(app, [command, str(path), *more], color=True)
+    assert done.exit_code == 1
+    assert "ALTERED: " in done.stdout
+    assert "\x1b" not in done.stdout
+    assert not any(line.startswith("intact") for line in done.stdout.splitlines())
+
+
 def test_a_run_that_was_not_closed_is_exit_code_1_unless_that_is_accepted(path):
     whole = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(whole[:-1]))
