@@ -31,7 +31,8 @@ def draw(runs: Sequence[RunView], path: str | Path, *, dpi: int = 150) -> None:
         dpi: dots per inch of a PNG.
 
     Raises:
-        GuardrailsError: if the ending is another, matplotlib is missing, or the file cannot be written.
+        GuardrailsError: if the ending is another, matplotlib is missing, there is nothing to draw, or the file cannot
+            be written.
     """
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
@@ -47,7 +48,7 @@ def draw(runs: Sequence[RunView], path: str | Path, *, dpi: int = 150) -> None:
     gates = list(dict.fromkeys(part.name for run in runs for part in run.gates))
     heights = [2.4, 1.2] * len(constraints) + [1.4] * len(gates)
     if not heights:
-        raise GuardrailsError("There is nothing to draw: no step was recorded.")
+        raise GuardrailsError("There is nothing to draw: no step with a constraint or a gate was recorded.")
     # Of fixed salt and without a date, so that the same ledger gives the same file; text stays text.
     with matplotlib.rc_context({"svg.hashsalt": "guardrails", "svg.fonttype": "none", "font.size": 9}):
         figure = Figure(figsize=(max(5.0, 3.6 * len(runs)), sum(heights) + 0.8), layout="constrained")

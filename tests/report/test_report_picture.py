@@ -4,8 +4,9 @@ import pytest
 from matplotlib.image import imread
 from recorded import record
 
-from guardrails import Constraint, Guard, Rollout
+from guardrails import Constraint, Guard, Refinement, Rollout
 from guardrails.errors import GuardrailsError
+from guardrails.refine import FunctionRefiner
 from guardrails.report import collect
 from guardrails.report.picture import draw
 
@@ -66,3 +67,13 @@ def test_another_ending_and_an_unwritable_path_are_refused(run, tmp_path):
         draw([collect(run)], tmp_path / "picture.bmp")
     with pytest.raises(GuardrailsError, match="cannot be written"):
         draw([collect(run)], tmp_path / "missing" / "picture.png")
+
+
+def test_a_run_of_steps_without_a_constraint_is_not_said_to_have_no_steps(tmp_path):
+    guarded = Guard(Refinement(FunctionRefiner(lambda prompt, completion: completion)))
+    with guarded.record(tmp_path / "ledger.jsonl"):
+        guarded.step(Rollout(rewards=[1.0], edit_ratio=[0.5]))
+    view = collect(tmp_path)
+    assert view.steps == 1
+    with pytest.raises(GuardrailsError, match="no step with a constraint or a gate was recorded"):
+        draw([view], tmp_path / "picture.png")
