@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from guardrails.refine.detectors import COLUMNS, Detector, Rows, detected
+from guardrails.testing.metrics import equal
 
 
 class DetectorContract:
@@ -70,7 +71,7 @@ class DetectorContract:
         rows = self.rows()
         before = {name: copy.deepcopy(getattr(rows, name)) for name in rows.__dataclass_fields__}
         _found(self.detector(), rows)
-        changed = [name for name, values in before.items() if list(values or ()) != list(getattr(rows, name) or ())]
+        changed = [name for name, values in before.items() if not equal(values, getattr(rows, name))]
         _require(not changed, f"detect() changed the columns {changed}; copy what you alter.")
 
     def test_the_required_columns_suffice(self) -> None:

@@ -76,7 +76,7 @@ class MetricContract:
         rollout = self.rollout()
         before = copy.deepcopy(_columns(rollout))
         _scores(self.metric(), rollout)
-        changed = [name for name, values in _columns(rollout).items() if not _equal(values, before[name])]
+        changed = [name for name, values in _columns(rollout).items() if not equal(values, before[name])]
         _require(not changed, f"measure() changed columns {changed}; copy what you alter.")
 
     def test_the_required_columns_suffice(self) -> None:
@@ -149,15 +149,15 @@ def _asked(name: str, requires: Any) -> bool:
     return name in requires
 
 
-def _equal(left: Any, right: Any) -> bool:
+def equal(left: Any, right: Any) -> bool:
     """Compare nested sequences, mappings and arrays; NaN equals NaN."""
-    if isinstance(left, (str, bytes)) or not hasattr(left, "__len__"):
+    if isinstance(left, (str, bytes)) or not hasattr(left, "__len__") or getattr(left, "ndim", 1) == 0:
         return bool(left == right) or (left != left and right != right)
     if len(left) != len(right):
         return False
     if isinstance(left, dict):
-        return left.keys() == right.keys() and all(_equal(left[key], right[key]) for key in left)
-    return all(_equal(one, other) for one, other in zip(left, right, strict=True))
+        return left.keys() == right.keys() and all(equal(left[key], right[key]) for key in left)
+    return all(equal(one, other) for one, other in zip(left, right, strict=True))
 
 
 def _watched(rollout: Rollout) -> tuple[Rollout, set[str]]:

@@ -1,5 +1,6 @@
 """Each promise of the contract is broken by one metric; a sound metric passes all of them."""
 
+import math
 import time
 
 import numpy as np
@@ -36,6 +37,7 @@ class TestBrevity(MetricContract):
             rewards=[1.0, 2.0, float("nan")],
             lengths=[1.0, 2.0, 3.0],
             completions=[["a", "b"], ["c"], []],
+            infos=[{"level": np.array(level)} for level in (0.0, 1.0, math.nan)],
             costs={"toxicity": [0.0, 0.5, 2.0]},
         )
 

@@ -1,8 +1,11 @@
 """Refiners and detectors of third parties: found by name, used in a guard, and held to their contracts."""
 
+import math
 import random
 import time
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from guardrails import Guard, Refinement, plugins
@@ -93,6 +96,12 @@ class TestShouting(DetectorContract):
     def rows(self):
         texts = ["GOOD DAY", "Good day", "", "Hm."]
         return Rows(prompts=["Hello"] * 4, completions=texts, truncated=[False] * 4, entropy=[1.0] * 4)
+
+
+class TestShoutingInArrays(TestShouting):
+    def rows(self):
+        rows = super().rows()
+        return replace(rows, truncated=np.zeros(4, dtype=bool), entropy=np.array([1.0, 0.5, math.nan, 2.0]))
 
 
 def refiner_that(refine):
