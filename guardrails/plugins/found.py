@@ -72,7 +72,9 @@ def one_line(text: str) -> str:
 
 def describe(error: BaseException) -> str:
     """Return type, message and place of ``error`` on one line."""
-    message = one_line(traceback.format_exception_only(type(error), error)[-1])
+    told = traceback.TracebackException(type(error), error, None, compact=True)
+    vars(told)["__notes__"] = None  # which would come last, in place of the message
+    message = one_line([*told.format_exception_only()][-1])
     places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, SyntaxError):
         places.append((error.filename or "?", error.lineno))

@@ -92,6 +92,12 @@ def test_an_import_error_names_file_and_line(install, failures):
     assert failures()["broken"].endswith("broken_guardrails_code.py:2)")
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="errors have no notes before Python 3.11")
+def test_an_error_with_a_note_is_told_by_its_message(install, failures):
+    install("broken-guardrails", "e = RuntimeError('too old')\ne.add_note('See the manual.')\nraise e\n")
+    assert failures()["broken"].startswith("RuntimeError: too old (")
+
+
 def test_ctrl_c_while_a_plugin_is_imported_is_the_users(install):
     install("slow-guardrails", "raise KeyboardInterrupt")
     with pytest.raises(KeyboardInterrupt):
