@@ -101,10 +101,9 @@ class Call:
 
     async def _all(self) -> None:
         openai = importlib.import_module("openai")
-        key = os.environ.get(self._refiner.api_key_env) or "none"
         # The client's own retries draw their jitter from the program's stream of chance; ours do not.
         async with openai.AsyncOpenAI(
-            base_url=self._refiner.url, api_key=key, max_retries=0, timeout=self._refiner.timeout
+            base_url=self._refiner.url, api_key=self._key or "none", max_retries=0, timeout=self._refiner.timeout
         ) as client:
             waiting = list(range(len(self._rows)))[::-1]
             if self._breaker.state == "half-open":
@@ -195,8 +194,13 @@ class Call:
     def _described(self, error: Exception) -> str:
         if isinstance(error, asyncio.TimeoutError):
             return f"no answer within {self._refiner.timeout:g} s"
-        key = os.environ.get(self._refiner.api_key_env)  # a server may repeat it
+        key = self._key  # a server may repeat it
         return told(error).replace(key, "…") if key else told(error)
+
+    @property
+    def _key(self) -> str:
+        """The key, empty where there is none; without the newline that a file of secrets ends with."""
+        return os.environ.get(self._refiner.api_key_env, "").strip()
 
 
 def _hopeless(error: Exception) -> bool:

@@ -283,6 +283,12 @@ def test_the_request_says_what_was_set(server, monkeypatch):
     assert "max_tokens" not in server.stats()["last"]["body"]
 
 
+def test_white_space_around_a_key_is_none_of_it(server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret\n")
+    assert ask(refiner(server), "ANSWER:one") == ["one"]
+    assert server.stats()["last"]["key"] == "Bearer secret"
+
+
 def test_a_key_that_the_server_repeats_is_not_written(server, monkeypatch, caplog):
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     own = refiner(server)
