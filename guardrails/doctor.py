@@ -75,7 +75,8 @@ def python() -> Iterator[Finding]:
     """Whether this Python is supported."""
     wanted = _own().metadata["Requires-Python"] or ""
     version = platform.python_version()
-    if SpecifierSet(wanted).contains(version, prereleases=True):
+    released = version.removesuffix("+")  # of a build from a later commit
+    if SpecifierSet(wanted).contains(released, prereleases=True):
         yield Finding("python", "ok", "Python", version)
     else:
         yield Finding("python", "problem", "Python", f"{version}, but {wanted} is needed", f"Use Python {wanted}.")

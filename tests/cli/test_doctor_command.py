@@ -224,6 +224,12 @@ def test_a_package_that_is_not_installed_cannot_be_looked_at(run):
     assert err.startswith("guardrails: training-guardrails is imported from a folder and not installed")
 
 
+def test_a_python_built_between_two_releases_is_none_too_old(monkeypatch):
+    monkeypatch.setattr(doctor.platform, "python_version", lambda: "3.12.4+")
+    (finding,) = doctor.python()
+    assert (finding.status, finding.text) == ("ok", "3.12.4+")
+
+
 def test_problems_stand_out_with_their_cures(run, tmp_path):
     fake_torch(tmp_path)
     distribution(tmp_path, "trl", "0.9.6")
