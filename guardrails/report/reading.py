@@ -16,6 +16,9 @@ from guardrails.report.view import EventKind
 NORMAL_95 = 1.959963984540054
 """Standard deviations to either side that hold 95% of a normal distribution."""
 
+_YEAR_10000 = 253_402_300_800
+"""Unix seconds at which it begins: a later time is none, and no browser can write just any."""
+
 _MOVES: dict[str, EventKind] = {"relaxed": "climb", "tightened": "fall", "frozen": "frozen"}
 
 
@@ -39,7 +42,7 @@ class Reading:
             AlteredError: if a step is malformed.
         """
         time = line.data.get("time")
-        if isinstance(time, (int, float)):
+        if isinstance(time, (int, float)) and 0 <= time < _YEAR_10000:
             self.started, self.ended = (time if math.isnan(self.started) else self.started), time
         if line.kind == "step":
             try:

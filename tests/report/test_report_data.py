@@ -257,6 +257,18 @@ def test_a_state_without_a_step_is_a_finding_not_a_crash(tmp_path, step):
     assert "'step' or 'constraints' is missing or not valid" in collect(tmp_path).verification["unreplayed"]
 
 
+@pytest.mark.parametrize("time", [-1, 1 << 62, "soon"])
+def test_a_time_that_no_calendar_has_is_passed_over(tmp_path, time):
+    record(tmp_path, 3)
+    head, out, (first, *rest) = lines.START, [], list(read(tmp_path))
+    for line in (first._replace(data={**first.data, "time": time}), *rest):
+        data = {name: value for name, value in line.data.items() if name not in ("prev", "hash")}
+        raw, head = lines.seal(lines.encode(data), head)
+        out.append(raw)
+    (tmp_path / "ledger.jsonl").write_bytes(b"".join(out))
+    assert collect(tmp_path).started == rest[0].data["time"]
+
+
 @pytest.mark.parametrize("written", [None, [1]])
 def test_a_step_whose_hash_is_right_and_whose_content_is_not_ends_the_reading(tmp_path, written):
     record(tmp_path, 3)
