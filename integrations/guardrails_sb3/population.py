@@ -26,7 +26,8 @@ class PopulationGuard(BaseCallback):
 
     A candidate with the mean episode cost J is worth R - n Σ ψ(J - d), with R the sum over its n episodes:
     λ (J - d) for most schedulers, the augmented Lagrangian's quadratic for that one. The guard sees a row for
-    each episode of the generation, whose candidates lie around the policy.
+    each episode of the generation, whose candidates lie around the policy, with the sums of costs and of the rewards
+    as the environment gave them (before ``VecNormalize``).
 
     Args:
         model: the host.
@@ -72,8 +73,10 @@ class PopulationGuard(BaseCallback):
         """Add a step of one environment; the host counts an episode when its monitor says so."""
         env, info = seen["i"], seen["info"]
         ended = bool(seen["done"]) and (not seen["is_monitor_wrapped"] or "episode" in info)
+        normalizer = self._host.get_vec_normalize_env()
+        reward = seen["reward"] if normalizer is None else normalizer.get_original_reward()[env]
         self._episodes.costs[env] += [read(info) for read in self._readers]
-        self._episodes.returns[env] += float(seen["reward"])
+        self._episodes.returns[env] += float(reward)
         self._episodes.lengths[env] += 1.0
         if ended:
             self._episodes.end(env, info)

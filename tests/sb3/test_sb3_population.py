@@ -7,6 +7,8 @@ from sb3_contrib import ARS
 from sb3_envs import Drift, callback_of, vec
 from sb3_machine import HORIZON, LIMIT, N_STATES, evaluate, machines, optimum
 from sb3_numbered import books, numbered
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from guardrails import AttachError, Constraint, Guard
 from guardrails.critic import Ensemble
@@ -61,6 +63,18 @@ def test_each_candidate_is_worth_its_return_less_the_documented_penalty(schedule
     expected = raw.numpy() - 2 * psi(scheduler, means, 10.0, 4.0)
     np.testing.assert_allclose(lowered.numpy(), expected, rtol=1e-4)  # float32
     assert np.ptp(means) > 0.1
+
+
+def test_the_guard_sees_rewards_as_the_environment_gave_them_and_not_as_they_are_normalised():
+    model = host(VecNormalize(DummyVecEnv([lambda: Monitor(Drift(length=6))] * 2)))
+    wrap(model, Guard(Constraint("cost", limit=1.0)))
+    rows, own = [], callback_of(model).guard
+    step = own.step
+    own.step = lambda rollout: rows.append(rollout) or step(rollout)
+    model.evaluate_candidates(0.1 * torch.ones(6, model.n_params), ready(model), None)
+    seen = [info["episode"]["r"] for info in rows[0].infos]
+    assert rows[0].rewards == pytest.approx(np.array(seen), abs=1e-4)  # the monitor rounds, VecNormalize has float32
+    assert np.abs(seen).max() > 0.1
 
 
 def test_a_multiplier_of_zero_leaves_the_search_as_unguarded():
