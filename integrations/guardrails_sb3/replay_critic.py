@@ -127,8 +127,10 @@ class ReplayCritic:
             self._column.install()
         self._fill(values, names)
         known = self._column.values[np.isfinite(self._column.values).all(axis=2)]
-        if len(known):
-            self.host.observe(known)
+        low, high = self.host.extremes.astype(known.dtype)  # what the column has rounded is no new extreme
+        beyond = known[((known < low) | (known > high)).any(axis=1)]
+        if len(beyond):
+            self.host.observe(beyond)
         self._tell_unknown()
 
     def _fill(self, values: Costs | None, names: Sequence[str] | None) -> None:

@@ -70,6 +70,23 @@ def test_training_saving_and_resuming_equals_training_through(tmp_path, kind):
     assert np.array_equal(ours, theirs, equal_nan=True)
 
 
+def test_costs_that_the_buffer_has_rounded_leave_the_range_of_a_resumed_critic_as_it_was(tmp_path):
+    def own():
+        # in float32, 0.6 is more than 0.6 and -0.4 less than -0.4
+        costs = {"cost": lambda info: 0.6 * info["cost"], "debt": lambda info: 0.6 - info["cost"]}
+        return Guard(*(Constraint(name, limit=1.0, cost=cost) for name, cost in costs.items()))
+
+    through = wrap(host(gamma=0.9), own(), cost_critic=SMALL, horizon=9).learn(100)
+    through.save(tmp_path / "run.zip")
+    through.save_replay_buffer(tmp_path / "replay.pkl")
+    loaded = SAC.load(tmp_path / "run.zip", env=environments(SAC), device="cpu")
+    resumed = wrap(loaded, own(), cost_critic=SMALL, horizon=9, resume=tmp_path / "run.zip")
+    resumed.load_replay_buffer(tmp_path / "replay.pkl")
+    assert same(everything(through), everything(resumed))
+    ends = [(each._low.tolist(), each._high.tolist()) for each in (safety_critic(m).critic for m in (through, resumed))]
+    assert ends[0] == ends[1]
+
+
 def gated():
     """A guard whose gates read everything that an off-policy host has of an episode, arrays in its info among it."""
     far = Require(FailureAvoidance(lambda info: info["terminal_observation"][0] > 0.2), at_least=0.6)
