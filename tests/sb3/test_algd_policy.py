@@ -10,6 +10,7 @@ from gymnasium import Env, spaces
 from sb3_envs import Drift, callback_of, learn, parameters, same, vec
 from sb3_hosts import SMALL, guarded, host
 from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.torch_layers import CombinedExtractor
 from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 
 from guardrails import AttachError, ConfigurationError, Constraint, Dial, Gate, Guard, Require
@@ -41,6 +42,15 @@ class Target(Env):
     def step(self, action):
         width = self.action_space.high - self.action_space.low
         return np.zeros(2), -20.0 * float(np.sum(((action - self.goal) / width) ** 2)), True, False, {"cost": action[0]}
+
+
+class Seen(Drift):
+    """Drift whose observation is a dict."""
+
+    observation_space = spaces.Dict({"seen": Drift.observation_space})
+
+    def _observation(self):
+        return {"seen": super()._observation()}
 
 
 @pytest.mark.parametrize("sde", ["ve", "ddpm"])
@@ -302,6 +312,18 @@ def test_an_adapting_entropy_coefficient_is_refused_and_the_model_left_as_it_was
 def test_a_policy_that_cannot_be_built_says_why(settings, message):
     with pytest.raises(ConfigurationError, match=message):
         DiffusionPolicy(Drift.observation_space, Drift.action_space, lambda _: 1e-3, **settings)
+
+
+def test_observations_that_are_a_dict_need_an_extractor_for_them():
+    def made(**policy):
+        env = vec(2, kind=Seen, length=9)
+        return algd.make(env, cost_limit=1.0, horizon=9, learning_starts=20, batch_size=16, policy_kwargs=NETS | policy)
+
+    with pytest.raises(ConfigurationError, match="features_extractor_class=CombinedExtractor"):
+        made()
+    model = made(features_extractor_class=CombinedExtractor).learn(30)
+    assert model._n_updates > 0
+    assert model.predict(model.env.reset())[0].shape == (2, 1)
 
 
 @pytest.mark.parametrize(

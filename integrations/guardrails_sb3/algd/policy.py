@@ -44,7 +44,8 @@ class DiffusionPolicy(SACPolicy):
         score_matching: settings of the score loss that a guard adds.
 
     Raises:
-        ConfigurationError: if the diffusion is not known, a network has no hidden layer, or ``use_sde`` is asked for.
+        ConfigurationError: if the diffusion is not known, a network has no hidden layer, ``use_sde`` is asked for, or
+            observations are a dict and the features extractor is not one for them.
     """
 
     actor: DiffusionActor  # type: ignore[assignment]  # it is called as SAC's own actor is
@@ -80,6 +81,12 @@ class DiffusionPolicy(SACPolicy):
         if not (all(widths.values()) if isinstance(widths, dict) else widths):
             raise ConfigurationError(
                 f"DiffusionPolicy: net_arch is {net_arch!r}; give actor and critic at least one hidden layer each."
+            )
+        if isinstance(observation_space, spaces.Dict) and features_extractor_class is FlattenExtractor:
+            raise ConfigurationError(
+                "DiffusionPolicy: observations are a dict, which FlattenExtractor cannot take. Give "
+                "policy_kwargs=dict(features_extractor_class=CombinedExtractor), which is in "
+                "stable_baselines3.common.torch_layers."
             )
         # SACPolicy builds all networks in its constructor.
         self.diffusion = named_schedule(sde, steps)
