@@ -515,7 +515,8 @@ class TestPreset:
 
     def test_the_dual_moves_as_far_as_adam_at_every_gradient_step_would_take_it(self):
         """On a violation that stands still, both take steps of the rate."""
-        duals = [algd.make(Drift(), cost_limit=1.0, horizon=25, dual_interval=n) for n in (1, 50)]
+        each = {"train_freq": 1, "gradient_steps": 1, "dual_interval": 1}
+        duals = [algd.make(Drift(), cost_limit=1.0, horizon=25, **kind) for kind in (each, {"dual_interval": 50})]
         ends = []
         for model, times in zip(duals, (500, 10), strict=True):
             scheduler = callback_of(model).guard.constraints[0].scheduler.scheduler
@@ -526,6 +527,28 @@ class TestPreset:
         # the moments of λ v follow a λ that grows by 15% on the way
         assert ends[0] == pytest.approx(ends[1], rel=0.02)
         assert ends[0] == pytest.approx(np.log(2.0) * np.exp(500 * 3e-4), rel=0.02)
+
+    @pytest.mark.parametrize(
+        ("settings", "taken"),
+        [
+            ({"gradient_steps": 10, "dual_interval": 1}, 10),
+            ({"gradient_steps": 3, "dual_interval": 7}, 12),
+            ({"gradient_steps": 1, "train_freq": 20, "dual_interval": 5}, 20),
+            ({"gradient_steps": -1, "dual_interval": 7}, 8),
+        ],
+    )
+    def test_a_decision_that_waits_for_the_end_of_train_takes_the_dual_as_far_as_the_steps_until_then(
+        self, settings, taken
+    ):
+        env = vec(2, kind=Drift, length=9)
+        model = algd.make(env, cost_limit=1.0, horizon=9, learning_starts=20, batch_size=16, **settings)
+        decided, guard, dual = [], callback_of(model).guard, callback_of(model)._dual
+        settle = guard.settle
+        guard.settle = lambda evidence: decided.append(dual._host.critic.updates) or settle(evidence)
+        model.learn(150)
+        assert len(decided) > 1
+        assert set(np.diff([0, *decided])) == {taken}
+        assert guard.constraints[0].scheduler.scheduler.learning_rate == pytest.approx(3e-4 * taken)
 
     def test_rho_of_zero_and_a_scheduler_of_ones_own_have_no_quadratic_penalty(self):
         plain = algd.make(Drift(), cost_limit=1.0, horizon=25, penalty_coefficient=0.0)

@@ -54,7 +54,7 @@ def make(
 
     The constraint is named ``"cost"`` and counts violations in the unit of the discounted critic, so λ and ρ are the
     paper's. λ moves at each ``dual_interval`` gradient steps n, as far as Adam would take it in n steps: by n times the
-    rate, with moments that fade by the n-th power.
+    rate, with moments that fade by the n-th power. Where a call of ``train`` ends beyond, n is counted to its end.
 
     Args:
         env: as for SAC, which takes a registered name too; its ``info`` has the cost of each step.
@@ -118,11 +118,9 @@ def make(
         model = SAC.load(resume, env=env, **{key: value for key, value in sac.items() if key in _OF_A_RUN})
     unit = critic_unit(episode_steps(model, horizon), gamma)
     if scheduler is None:
+        between = _between_decisions(model, dual_interval)
         scheduler = AdamLogDual(
-            rate * dual_interval,
-            initial=math.log(2.0),
-            mean_smoothing=0.9**dual_interval,
-            square_smoothing=0.999**dual_interval,
+            rate * between, initial=math.log(2.0), mean_smoothing=0.9**between, square_smoothing=0.999**between
         )
         if penalty_coefficient > 0.0:
             scheduler = Augmented(scheduler, penalty_coefficient)
@@ -146,6 +144,14 @@ def make(
         ledger=ledger,
         dual_interval=dual_interval,
     )
+
+
+def _between_decisions(model: SAC, dual_interval: int) -> int:
+    """Return the gradient steps from one decision to the next, which waits for the end of a call of ``train``."""
+    steps = model.gradient_steps
+    if steps < 0:
+        steps = model.train_freq.frequency * model.n_envs  # type: ignore[union-attr]  # SAC makes a TrainFreq of it
+    return steps * math.ceil(dual_interval / steps)
 
 
 def _rounds(frequency: Any, gradient_steps: int) -> int:
