@@ -77,6 +77,7 @@ class SafetyCritic:
         self.settings = Ensemble() if settings is None else settings
         self.n_actions = n_actions
         self.network = Members(encoder, n_features, n_actions, len(costs), self.settings, discrete=discrete).to(device)
+        self.network.eval()
         self.target = copy.deepcopy(self.network).requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=self.settings.learning_rate, fused=True)
         self.updates = 0
@@ -86,7 +87,6 @@ class SafetyCritic:
         self._low, self._high = torch.full_like(self._units, -math.inf), torch.full_like(self._units, math.inf)
         self._encoding = encoding
         self._stateful = any(True for _ in encoder.parameters()) or any(True for _ in encoder.buffers())
-        self.network.eval()
         self._online: list[torch.Tensor] = list(self.network.parameters())
         self._followed: list[torch.Tensor] = list(self.target.parameters())
         self._losses: tuple[torch.Tensor | float, int] = 0.0, 0

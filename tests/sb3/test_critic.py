@@ -195,6 +195,17 @@ def test_the_slope_of_the_risk_reaches_actions_and_no_weight():
     assert all(parameter.grad is None for parameter in learner.network.parameters())
 
 
+def test_what_an_encoder_does_otherwise_while_it_learns_is_no_part_of_any_judgement():
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.5))
+    learner = SafetyCritic(encoder, 3, 2, costs=["cost"], units=[1.0], discrete=True)
+    observations = torch.randn(8, 3)
+    for target in (False, True):
+        together = learner.risks_of_all(observations, target=target)
+        alone = [learner.risks_of_all(row, target=target) for row in observations.split(1)]
+        torch.testing.assert_close(torch.cat(alone), together)
+
+
 def test_risks_of_all_discrete_actions_are_those_of_each():
     learner = critic(discrete=True, costs=("a", "b"))
     rows = torch.eye(N_STATES)
