@@ -116,6 +116,8 @@ class ReplayCosts:
         def sample(*args: Any, **kwargs: Any) -> Any:
             self._rows = []
             samples = original(*args, **kwargs)
+            if sum(len(rows) for rows, _ in self._rows) != len(samples.actions):
+                raise seams.foreign_drawing(self.buffer)
             rows, envs = (np.concatenate(part) for part in zip(*self._rows, strict=True))
             taken = torch.as_tensor(self.buffer.actions[rows, envs], device=samples.actions.device)
             if not torch.equal(taken.view_as(samples.actions), samples.actions):

@@ -90,12 +90,17 @@ def drawing(buffer: ReplayBuffer) -> dict[str, bool]:
         return {_DRAW_REAL: True, _DRAW_VIRTUAL: True}
     own = [cast(Any, known)._get_samples for known in (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer)]
     if getattr(kind, _DRAW, None) not in own:
-        raise AttachError(
-            f"{kind.__name__} draws its batches in a way of its own, so the costs of their rows cannot be told. Use "
-            "ReplayBuffer, DictReplayBuffer, NStepReplayBuffer or HerReplayBuffer of Stable-Baselines3 "
-            f"{stable_baselines3.__version__}, or a subclass that leaves {_DRAW} as it is."
-        )
+        raise foreign_drawing(buffer)
     return {_DRAW: False}
+
+
+def foreign_drawing(buffer: ReplayBuffer) -> AttachError:
+    """Return the error of a replay buffer that hands its rows to none of the methods of `drawing`."""
+    return AttachError(
+        f"{type(buffer).__name__} draws its batches in a way of its own, so the costs of their rows cannot be told. "
+        "Use ReplayBuffer, DictReplayBuffer, NStepReplayBuffer or HerReplayBuffer of Stable-Baselines3 "
+        f"{stable_baselines3.__version__}, or a subclass that leaves {_DRAW} as it is and takes every batch from it."
+    )
 
 
 def next_environments(n_rows: int, n_envs: int) -> npt.NDArray[np.int64]:

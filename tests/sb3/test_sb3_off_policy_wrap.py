@@ -13,6 +13,7 @@ from stable_baselines3 import DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import SubprocVecEnv
 from torch import nn
 
@@ -72,6 +73,24 @@ class Ranked(ReplayBuffer):
         return super()._get_samples(np.sort(batch_inds), env)
 
 
+class Weighted(ReplayBuffer):
+    """Has no use for ``_get_samples``."""
+
+    def sample(self, batch_size, env=None):
+        rows, envs = np.random.randint(self.size(), size=batch_size), np.random.randint(self.n_envs, size=batch_size)
+        ends = (self.dones[rows, envs], self.rewards[rows, envs])
+        kept = [part[rows, envs] for part in (self.observations, self.actions, self.next_observations)]
+        return ReplayBufferSamples(*map(self.to_torch, [*kept, *(part.reshape(-1, 1) for part in ends)]))
+
+
+class Mixed(ReplayBuffer):
+    """Adds transitions from elsewhere to each batch."""
+
+    def sample(self, batch_size, env=None):
+        own = super().sample(batch_size // 2, env)
+        return ReplayBufferSamples(*(None if part is None else torch.cat([part, part]) for part in own))
+
+
 class Hasty(SAC):
     def train(self, gradient_steps, batch_size=64):
         self._n_updates += gradient_steps
@@ -103,6 +122,13 @@ def test_what_cannot_be_guarded_is_refused_by_name_and_left_as_it_was(model, set
         wrap(model, guard, cost_critic=settings.get("critic", SMALL), horizon=settings.get("horizon", 9))
     assert sorted(vars(model)) == before
     assert guard.host is None
+
+
+@pytest.mark.parametrize("kind", [Weighted, Mixed])
+def test_a_buffer_whose_batches_hold_rows_that_it_was_not_seen_to_draw_is_refused_by_name(kind):
+    model = guarded(host(SAC, replay_buffer_class=kind))
+    with pytest.raises(AttachError, match=rf"{kind.__name__} draws its batches in a way of its own.*takes every batch"):
+        model.learn(60)
 
 
 def test_the_horizon_is_the_time_limit_of_the_environments():
