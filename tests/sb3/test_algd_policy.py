@@ -2,6 +2,7 @@
 
 import gc
 import threading
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -341,6 +342,7 @@ def test_observations_that_are_a_dict_need_an_extractor_for_them():
         lambda: algd.make(Drift(), cost_limit=1.0, horizon=25, critic_tau=0.0),
         lambda: algd.make(Drift(), cost_limit=1.0, horizon=25, dual_interval=None),
         lambda: algd.make(Drift(), cost_limit=1.0, horizon=25, gradient_steps=0),
+        lambda: algd.make(Drift(), cost_limit=1.0, horizon=25, target_update_interval=0),
         lambda: algd.make(Drift(), cost_limit=1.0, horizon=25, gradient_steps=-2),
         lambda: algd.make(Drift(), cost_limit=1.0, horizon=25, gradient_steps=1.5),
         lambda: algd.make(Drift(), cost_limit=1.0, horizon=25, gradient_steps="a"),
@@ -498,6 +500,24 @@ class TestPreset:
     def test_an_odd_number_of_gradient_steps_keeps_the_targets_interval(self):
         model = algd.make(Drift(), cost_limit=1.0, horizon=25, gradient_steps=3)
         assert (model.gradient_steps, model.train_freq.frequency) == (6, 2)
+
+    @pytest.mark.parametrize(("steps", "interval"), [(10, 4), (2, 3), (1, 1)])
+    def test_the_hosts_targets_follow_as_often_as_those_of_the_cost_critics(self, steps, interval):
+        settings = {"learning_starts": 20, "batch_size": 16, "target_update_interval": interval}
+        model = algd.make(Drift(), cost_limit=1.0, horizon=25, gradient_steps=steps, **settings)
+        critic, weight = safety_critic(model).critic, next(model.critic_target.q_networks.parameters())
+        followed, costs = [weight.clone()], [critic._followed[0].clone()]
+        learn, update = model.critic.optimizer.step, critic.update
+
+        def step(*args, **kwargs):  # the host's targets have followed by the critics' next step
+            followed.append(weight.clone())
+            return learn(*args, **kwargs)
+
+        model.critic.optimizer.step = step
+        critic.update = lambda batch: (update(batch), costs.append(critic._followed[0].clone()))
+        model.learn(44)
+        moves = [sum(not torch.equal(a, b) for a, b in pairwise(each)) for each in ([*followed, weight], costs)]
+        assert moves[0] == moves[1] == -(-model._n_updates // interval) > 4
 
     def test_one_gradient_step_for_each_environment_is_minus_one(self):
         env = vec(3, kind=Drift, length=9)

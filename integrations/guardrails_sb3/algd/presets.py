@@ -82,7 +82,7 @@ def make(
 
     Raises:
         ConfigurationError: if ``penalty_coefficient``, ``learning_rate``, ``gradient_steps``, ``dual_interval``,
-            ``critic_tau`` or the limit is out of range, or ``train_freq`` counts episodes.
+            ``critic_tau``, ``target_update_interval`` or the limit is out of range, or ``train_freq`` counts episodes.
         AttachError: as `wrap` does.
         StateError: if ``resume`` is a file of another guard, of an unguarded model, or damaged.
 
@@ -100,13 +100,14 @@ def make(
             "environment."
         )
     policy = {"sde": sde, "steps": steps, **sac.pop("policy_kwargs", {})}
-    rounds = _rounds(sac.pop("train_freq", None), gradient_steps)
+    interval = whole_number("algd.make", "target_update_interval", sac.get("target_update_interval", 2))
+    rounds = _rounds(sac.pop("train_freq", None), gradient_steps, interval)
     settings: dict[str, Any] = {
         "buffer_size": 1_000_000,
         "learning_starts": 5_000,
         "batch_size": 256,
         "tau": 0.005,
-        "target_update_interval": 2,
+        "target_update_interval": interval,
         "train_freq": rounds,
         "gradient_steps": rounds * gradient_steps,
         "ent_coef": 0.0,
@@ -132,7 +133,7 @@ def make(
         hidden=(256, 256),
         learning_rate=learning_rate,
         tau=settings["tau"] if critic_tau is None else critic_tau,
-        target_interval=settings["target_update_interval"],
+        target_interval=interval,
         activation="silu",
     )
     return wrap(
@@ -154,11 +155,11 @@ def _between_decisions(model: SAC, dual_interval: int) -> int:
     return steps * math.ceil(dual_interval / steps)
 
 
-def _rounds(frequency: Any, gradient_steps: int) -> int:
+def _rounds(frequency: Any, gradient_steps: int, interval: int) -> int:
     """Return the steps of an environment from one call of ``train`` to the next."""
     if frequency is None:
-        # SAC counts the interval of its targets within one call of train, so an odd number of steps is taken in twos.
-        return 1 if gradient_steps % 2 == 0 else 2
+        # SAC counts the interval of its targets within one call of train, which so takes a multiple of it.
+        return interval // math.gcd(interval, gradient_steps)
     steps, unit = frequency if isinstance(frequency, tuple) else (frequency, "step")
     if getattr(unit, "value", unit) != "step":
         raise ConfigurationError(
