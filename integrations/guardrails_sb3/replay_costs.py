@@ -25,7 +25,8 @@ Indices = npt.NDArray[np.int64]
 class ReplayCosts:
     """The costs of each transition that a replay buffer holds; NaN where the cost is not known.
 
-    Rows are those of the buffer, so the column wraps around when it does. With an `NStepReplayBuffer` a row's cost
+    Rows are those of the buffer, so the column wraps around when it does; all rows that one call of its ``add`` stores
+    have the costs of that step. With an `NStepReplayBuffer` a row's cost
     is the discounted sum over the steps that its reward sums. A relabelled goal (hindsight experience replay)
     changes the reward of a transition and not its cost.
 
@@ -85,10 +86,11 @@ class ReplayCosts:
 
     def _adding(self, original: Callable[..., None]) -> Callable[..., None]:
         def add(obs: Any, next_obs: Any, action: Any, reward: Any, done: Any, infos: Any) -> None:
-            position = self.buffer.pos
+            position, size = self.buffer.pos, self.buffer.buffer_size
             costs = self._read(infos)
             original(obs, next_obs, action, reward, done, infos)
-            self.values[position] = costs
+            stored = 1 if size == 1 else (self.buffer.pos - position) % size  # a subclass may store several, or none
+            self.values[(position + np.arange(stored)) % size] = costs
 
         return add
 

@@ -10,6 +10,7 @@ from sb3_envs import Drift, callback_of, vec
 from sb3_hosts import ACTORS, GREEDY, guarded, host, learner_of, spy
 from sb3_numbered import books, numbered
 from stable_baselines3 import DQN, SAC, TD3, HerReplayBuffer
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecNormalize
 
@@ -143,6 +144,34 @@ def test_a_transition_that_the_user_adds_brings_its_own_cost():
     with pytest.raises(RolloutError, match=r"info\['cost'\]"):
         model.replay_buffer.add(row, row, np.zeros((1, 1)), np.zeros(1), np.zeros(1), [{}])
     assert model.replay_buffer.pos == 1
+
+
+class Mirrored(ReplayBuffer):
+    """Stores each transition mirrored as well."""
+
+    def add(self, obs, next_obs, action, reward, done, infos):
+        super().add(obs, next_obs, action, reward, done, infos)
+        super().add(obs, next_obs, -action, reward, done, infos)
+
+
+class Sparse(ReplayBuffer):
+    """Stores every other transition."""
+
+    skips = False
+
+    def add(self, *transition):
+        self.skips = not self.skips
+        if not self.skips:
+            super().add(*transition)
+
+
+@pytest.mark.parametrize("kind", [Mirrored, Sparse])
+def test_a_buffer_that_stores_several_rows_of_a_step_or_none_has_the_cost_of_each_row(kind):
+    model = host(SAC, vec(1, kind=Drift, length=9), replay_buffer_class=kind, buffer_size=31)
+    guarded(model, Constraint("effort", limit=1.0)).learn(101)
+    buffer, costs = model.replay_buffer, learner_of(model)._column.values[..., 0]
+    assert buffer.full
+    np.testing.assert_allclose(costs, np.abs(buffer.actions[..., 0]), atol=1e-6)  # scaled and back in float32
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), None])
