@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from guardrails import saved
 from guardrails.constraint import Constraint
 from guardrails.errors import ConfigurationError, stable, told
@@ -14,9 +16,9 @@ from guardrails.errors import ConfigurationError, stable, told
 class Controllers:
     """A scheduler's state for each constraint, and λ ≥ 0, the strength it gives.
 
-    A scheduler that raises, or returns what is no state and no strength, is not followed: λ is raised by the violation
-    in its stead. What was added so stays when it works again, for as long as the constraint is violated, and fades by
-    what it is then within its limit.
+    A scheduler that raises, or returns what is no state of finite numbers and no strength, is not followed: λ is raised
+    by the violation in its stead. What was added so stays when it works again, for as long as the constraint is
+    violated, and fades by what it is then within its limit.
 
     Args:
         constraints: each has a name of its own.
@@ -101,4 +103,13 @@ def _problem(before: Any, after: Any, strength: Any) -> str:
         return f"returned {stable(repr(after)):.100} instead of a {type(before).__name__}"
     if not (math.isfinite(strength) and strength >= 0.0):
         return f"returned a strength of {stable(repr(strength))}"
+    if not _finite(after):
+        return f"returned {stable(repr(after)):.100}, a state whose numbers are not all finite"
     return ""
+
+
+def _finite(state: Any) -> bool:
+    """Whether a number is finite, or all those in a state are; a strength need not show it, as max(0.0, nan) is 0."""
+    if isinstance(state, tuple):
+        return all(map(_finite, state))
+    return not isinstance(state, (float, np.floating)) or math.isfinite(state)

@@ -25,7 +25,7 @@ from guardrails import (
 from guardrails.competence import RewardLevel
 from guardrails.evidence import CostEvidence, Evidence
 from guardrails.ledger import read
-from guardrails.schedulers import PID, AugmentedLagrangian, ConstraintScheduler, DualAscent, Fixed
+from guardrails.schedulers import PID, AugmentedLagrangian, ConstraintScheduler, DualAscent, Fixed, Smooth
 
 
 def two():
@@ -192,6 +192,36 @@ def test_a_scheduler_that_returns_no_state_failed():
     assert "returned None instead of a BrokenState" in str(decision.reasons)
     guard.state_dict()
     assert guard.penalty("c", 2.0) == 3.0
+
+
+class LeakyState(NamedTuple):
+    multiplier: float
+    integral: float
+
+
+class Leaky(Broken):
+    """Its integral is no number after a violation of 2, which its strength does not show."""
+
+    state_type = LeakyState
+
+    def init(self):
+        return LeakyState(1.0, 1.0)
+
+    def update(self, state, violation):
+        integral = state.integral + (self.result if violation == 2.0 else violation)
+        strength = max(0.0, integral)
+        return LeakyState(strength, integral), strength
+
+
+@pytest.mark.parametrize("wrapped", [lambda scheduler: scheduler, Smooth], ids=["by itself", "inside another"])
+@pytest.mark.parametrize("result", [math.nan, -math.inf, np.float32("nan")])
+def test_a_scheduler_whose_state_is_not_finite_failed(result, wrapped):
+    guard = Guard(Constraint("c", limit=1.0, scheduler=wrapped(Leaky(result))))
+    decision = guard.step(Rollout(costs={"c": [3.0]}))
+    assert decision.multipliers["c"] == 3.0
+    assert "a state whose numbers are not all finite" in decision.explain()
+    guard.load_state_dict(json.loads(json.dumps(guard.state_dict(), allow_nan=False)))
+    assert guard.step(Rollout(costs={"c": [3.0]})).multipliers["c"] == 5.0
 
 
 class UnprintableError(Exception):
