@@ -6,11 +6,10 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
-
 from guardrails import saved
 from guardrails.constraint import Constraint
-from guardrails.errors import ConfigurationError, stable, told
+from guardrails.errors import ConfigurationError, told
+from guardrails.schedulers.base import problem_of
 
 
 class Controllers:
@@ -48,7 +47,7 @@ class Controllers:
         state = self._states[name]
         try:
             after, strength = controller.update(state, violation)
-            problem = _problem(state, after, strength)
+            problem = problem_of(state, after, strength)
         except Exception as error:
             problem = f"raised {told(error)}"
         if problem:
@@ -96,20 +95,3 @@ def _initial(part: Constraint, state: Any) -> float:
         "multiplier is a finite number, at least 0. A scheduler that keeps something else in its state, such as ln λ, "
         "overrides strength()."
     )
-
-
-def _problem(before: Any, after: Any, strength: Any) -> str:
-    if not isinstance(after, type(before)):
-        return f"returned {stable(repr(after)):.100} instead of a {type(before).__name__}"
-    if not (math.isfinite(strength) and strength >= 0.0):
-        return f"returned a strength of {stable(repr(strength))}"
-    if not _finite(after):
-        return f"returned {stable(repr(after)):.100}, a state whose numbers are not all finite"
-    return ""
-
-
-def _finite(state: Any) -> bool:
-    """Whether a number is finite, or all those in a state are; a strength need not show it, as max(0.0, nan) is 0."""
-    if isinstance(state, tuple):
-        return all(map(_finite, state))
-    return not isinstance(state, (float, np.floating)) or math.isfinite(state)

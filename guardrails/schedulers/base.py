@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
-from guardrails.errors import ConfigurationError, StateError
+from guardrails.errors import ConfigurationError, StateError, stable
 from guardrails.rollout import FloatArray
 from guardrails.schedulers.rows import LARGEST, in_range, spread, stack, unstack
 
@@ -185,6 +185,24 @@ class ConstraintScheduler(ABC, Generic[S]):
     def __repr__(self) -> str:
         names = [name for name in inspect.signature(type(self)).parameters if hasattr(self, name)]
         return f"{type(self).__name__}({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
+
+
+def problem_of(before: Any, after: Any, strength: Any) -> str:
+    """Return what is wrong with the state and the strength that an update from ``before`` returned; empty if sound."""
+    if not isinstance(after, type(before)):
+        return f"returned {stable(repr(after)):.100} instead of a {type(before).__name__}"
+    if not (math.isfinite(strength) and strength >= 0.0):
+        return f"returned a strength of {stable(repr(strength))}"
+    if not _all_finite(after):
+        return f"returned {stable(repr(after)):.100}, a state whose numbers are not all finite"
+    return ""
+
+
+def _all_finite(state: Any) -> bool:
+    """Whether a number is finite, or all those in a state are; a strength need not show it, as max(0.0, nan) is 0."""
+    if isinstance(state, tuple):
+        return all(map(_all_finite, state))
+    return not isinstance(state, (float, np.floating)) or math.isfinite(state)
 
 
 def _finite(name: str, value: Any) -> float:

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from guardrails.errors import RolloutError
+from guardrails.errors import GuardrailsError, RolloutError
 from guardrails.rollout import FloatArray
-from guardrails.schedulers.base import ConstraintScheduler, S
+from guardrails.schedulers.base import ConstraintScheduler, S, problem_of
 from guardrails.schedulers.rows import LARGEST, in_range
 
 
@@ -27,7 +27,7 @@ class Ops:
         cos: cosine.
         sqrt: square root.
         any: whether a condition holds in some row.
-        update: ``update(scheduler, state, violation)``, for a scheduler inside another.
+        update: ``update(scheduler, state, violation)``, for a scheduler inside another, whose failure it tells.
         track: ``track(scheduler, before, after, strength)``, likewise.
     """
 
@@ -50,6 +50,21 @@ def _clip_many(x: Any, low: Any, high: Any) -> Any:
     return np.minimum(np.maximum(x, low), high) + 0.0
 
 
+def _update(scheduler: ConstraintScheduler[Any], state: Any, violation: float) -> tuple[Any, float]:
+    after, strength = scheduler.update(state, violation)
+    problem = problem_of(state, after, strength)
+    if problem:
+        raise GuardrailsError(f"{type(scheduler).__name__} {problem}")
+    return after, strength
+
+
+def _update_many(scheduler: ConstraintScheduler[Any], states: Any, violations: Any) -> tuple[Any, Any]:
+    after, strengths = scheduler.update_many(states, violations)
+    if not (np.isfinite(strengths) & (strengths >= 0.0)).all():
+        raise GuardrailsError(f"{type(scheduler).__name__} returned strengths of {strengths!r:.100}")
+    return after, strengths
+
+
 # numpy's exp and cos serve floats too: the C library's round differently in the last bit.
 SCALAR = Ops(
     clip=_clip,
@@ -58,7 +73,7 @@ SCALAR = Ops(
     cos=lambda x: float(np.cos(x)),
     sqrt=math.sqrt,
     any=bool,
-    update=lambda scheduler, state, violation: scheduler.update(state, violation),
+    update=_update,
     track=lambda scheduler, before, after, strength: scheduler.track(before, after, strength),
 )
 
@@ -69,7 +84,7 @@ ARRAY = Ops(
     cos=np.cos,
     sqrt=np.sqrt,
     any=lambda condition: bool(np.any(condition)),
-    update=lambda scheduler, states, violations: scheduler.update_many(states, violations),
+    update=_update_many,
     track=lambda scheduler, before, after, strengths: scheduler.track_many(before, after, strengths),
 )
 

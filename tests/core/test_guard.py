@@ -17,6 +17,7 @@ from guardrails import (
     Dial,
     Gate,
     Guard,
+    GuardrailsError,
     Require,
     Rollout,
     RolloutError,
@@ -25,7 +26,18 @@ from guardrails import (
 from guardrails.competence import RewardLevel
 from guardrails.evidence import CostEvidence, Evidence
 from guardrails.ledger import read
-from guardrails.schedulers import PID, AugmentedLagrangian, ConstraintScheduler, DualAscent, Fixed, Smooth
+from guardrails.schedulers import (
+    PID,
+    Augmented,
+    AugmentedLagrangian,
+    Cap,
+    ConstraintScheduler,
+    DualAscent,
+    Fixed,
+    Margin,
+    RateLimit,
+    Smooth,
+)
 
 
 def two():
@@ -192,6 +204,28 @@ def test_a_scheduler_that_returns_no_state_failed():
     assert "returned None instead of a BrokenState" in str(decision.reasons)
     guard.state_dict()
     assert guard.penalty("c", 2.0) == 3.0
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [lambda inner: Cap(inner, 9.0), lambda inner: RateLimit(inner, 9.0), Smooth, Margin, Augmented],
+    ids=["cap", "rate_limit", "smooth", "margin", "augmented"],
+)
+@pytest.mark.parametrize("scheduler", [Broken(-1.0), Broken(ValueError("boom")), Stateless(0.0)])
+def test_a_scheduler_that_fails_inside_another_never_loosens(scheduler, wrapped):
+    guard = Guard(Constraint("c", limit=1.0, scheduler=wrapped(scheduler)))
+    assert guard.step(Rollout(costs={"c": [0.0]})).multipliers["c"] == 1.0
+    decision = guard.step(Rollout(costs={"c": [3.0]}))
+    assert decision.multipliers["c"] == 3.0
+    assert any(reason.verdict == "failed" for reason in decision.reasons)
+    assert type(scheduler).__name__ in decision.explain() or "boom" in decision.explain()
+    guard.load_state_dict(guard.state_dict())
+
+
+def test_a_scheduler_that_fails_inside_another_says_so_for_many_too():
+    capped = Cap(Broken(-1.0), 9.0)
+    with pytest.raises(GuardrailsError, match=r"Broken returned strengths of array\(\[-1., -1.\]\)"):
+        capped.update_many(capped.init_many(2), np.array([2.0, 0.0]))
 
 
 class LeakyState(NamedTuple):
