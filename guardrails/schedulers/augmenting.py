@@ -52,7 +52,7 @@ class Augmented(Wrapper):
 
     def advance(self, state: AugmentedState, violation: Any, ops: Ops) -> AugmentedState:
         """Return the effective multiplier at this violation, and let the scheduler inside move λ."""
-        lam = state.inner.multiplier
+        lam = ops.strength(self.scheduler, state.inner)
         effective = ops.clip(lam + self.penalty_coefficient * violation, 0.0, LARGEST)
         inner, _ = ops.update(self.scheduler, state.inner, violation)
         return AugmentedState(effective, inner)
@@ -61,7 +61,8 @@ class Augmented(Wrapper):
         self, before: AugmentedState, after: AugmentedState, strength: Any, ops: Ops
     ) -> AugmentedState:
         """Hold λ while another wrapper limits the effective multiplier in the direction in which λ moves."""
-        lam = held(before.inner.multiplier, after.inner.multiplier, strength, after.multiplier, ops)
+        was, own = ops.strength(self.scheduler, before.inner), ops.strength(self.scheduler, after.inner)
+        lam = held(was, own, strength, after.multiplier, ops)
         return AugmentedState(strength, ops.track(self.scheduler, before.inner, after.inner, lam))
 
     def penalty(self, state: AugmentedState, violation: Any) -> Any:

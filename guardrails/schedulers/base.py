@@ -32,6 +32,7 @@ class ConstraintScheduler(ABC, Generic[S]):
 
     A subclass sets ``state_type`` to a ``NamedTuple`` of floats (or tuples of floats) that has a
     field ``multiplier``, and writes `init` and `update`. Both must be pure: same input, same output.
+    One whose state keeps something else, such as ln λ, overrides `strength` and `track` as well.
     `guardrails.testing.SchedulerContract` checks what is promised here.
 
     Attributes:

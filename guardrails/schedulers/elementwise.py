@@ -13,7 +13,7 @@ import numpy as np
 from guardrails.errors import GuardrailsError, RolloutError
 from guardrails.rollout import FloatArray
 from guardrails.schedulers.base import ConstraintScheduler, S, problem_of
-from guardrails.schedulers.rows import LARGEST, in_range
+from guardrails.schedulers.rows import LARGEST, in_range, unstack
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,7 @@ class Ops:
         any: whether a condition holds in some row.
         update: ``update(scheduler, state, violation)``, for a scheduler inside another, whose failure it tells.
         track: ``track(scheduler, before, after, strength)``, likewise.
+        strength: ``strength(scheduler, state)``, the strength in force of a scheduler inside another.
     """
 
     clip: Callable[[Any, Any, Any], Any]
@@ -39,6 +40,7 @@ class Ops:
     any: Callable[[Any], bool]
     update: Callable[[ConstraintScheduler[Any], Any, Any], tuple[Any, Any]]
     track: Callable[[ConstraintScheduler[Any], Any, Any, Any], Any]
+    strength: Callable[[ConstraintScheduler[Any], Any], Any]
 
 
 def _clip(x: float, low: float, high: float) -> float:
@@ -65,6 +67,12 @@ def _update_many(scheduler: ConstraintScheduler[Any], states: Any, violations: A
     return after, strengths
 
 
+def _strength_many(scheduler: ConstraintScheduler[Any], states: Any) -> Any:
+    if type(scheduler).strength is ConstraintScheduler.strength:
+        return states.multiplier
+    return np.array([scheduler.strength(row) for row in unstack(states)])
+
+
 # numpy's exp and cos serve floats too: the C library's round differently in the last bit.
 SCALAR = Ops(
     clip=_clip,
@@ -75,6 +83,7 @@ SCALAR = Ops(
     any=bool,
     update=_update,
     track=lambda scheduler, before, after, strength: scheduler.track(before, after, strength),
+    strength=lambda scheduler, state: scheduler.strength(state),
 )
 
 ARRAY = Ops(
@@ -86,6 +95,7 @@ ARRAY = Ops(
     any=lambda condition: bool(np.any(condition)),
     update=_update_many,
     track=lambda scheduler, before, after, strengths: scheduler.track_many(before, after, strengths),
+    strength=_strength_many,
 )
 
 

@@ -81,7 +81,7 @@ class Warmup(Wrapper):
         """Count down, then update the scheduler inside."""
         if ops.any(state.remaining > 0.0):  # rows that are updated together also start together
             remaining = state.remaining - 1.0
-            strength = ops.where(remaining > 0.0, 0.0, state.inner.multiplier)
+            strength = ops.where(remaining > 0.0, 0.0, ops.strength(self.scheduler, state.inner))
             return WarmupState(strength, remaining, state.inner)
         inner, strength = ops.update(self.scheduler, state.inner, violation)
         return WarmupState(strength, state.remaining, inner)

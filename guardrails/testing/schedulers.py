@@ -88,11 +88,12 @@ class SchedulerContract:
     def test_foreign_newer_and_damaged_states_are_refused(self, scheduler: ConstraintScheduler[Any]) -> None:
         """Loading the wrong state must fail aloud, not train on with a wrong multiplier."""
         good = scheduler.dump(_run(scheduler, _streams()["noise"])[-1])
+        needed = "multiplier" if "multiplier" in good else scheduler.state_type._fields[0]
         damaged: dict[str, Any] = {
             "of another scheduler": {**good, "scheduler": "AnotherScheduler"},
             "of a newer schema": {**good, "schema": scheduler.schema + 1},
             "without a schema": {name: value for name, value in good.items() if name != "schema"},
-            "without its multiplier": {name: value for name, value in good.items() if name != "multiplier"},
+            f"without its {needed}": {name: value for name, value in good.items() if name != needed},
             "with a foreign field": {**good, "foreign": 0.0},
             "with a multiplier of NaN": {**good, "multiplier": math.nan},
             "with a negative multiplier": {**good, "multiplier": -1.0},

@@ -1,5 +1,6 @@
 """Every scheduler joins here with one line; third-party schedulers subclass `SchedulerContract` alike."""
 
+import math
 from typing import NamedTuple
 
 from guardrails.schedulers import (
@@ -44,6 +45,29 @@ class BangBang(ConstraintScheduler[BangBangState]):
         return BangBangState(multiplier, state.switches + (multiplier != state.multiplier)), multiplier
 
 
+class LogarithmState(NamedTuple):
+    log_multiplier: float
+
+
+class Logarithm(ConstraintScheduler[LogarithmState]):
+    """A third party's that keeps ln λ, and therefore writes `strength` and `track` too."""
+
+    state_type = LogarithmState
+
+    def init(self):
+        return LogarithmState(0.0)
+
+    def update(self, state, violation):
+        state = LogarithmState(min(max(state.log_multiplier + 0.1 * violation, -5.0), 2.0))
+        return state, self.strength(state)
+
+    def strength(self, state):
+        return math.exp(state.log_multiplier)
+
+    def track(self, before, after, strength):
+        return after if strength == self.strength(after) else LogarithmState(math.log(strength))
+
+
 EVERY = [
     DualAscent(),
     DualAscent(0.7, initial=2.0),
@@ -85,6 +109,10 @@ EVERY = [
     BangBang(),
     Cap(BangBang(), 1.0),
     Warmup(Smooth(BangBang()), updates=2),
+    Logarithm(),
+    Warmup(Logarithm(), updates=2),
+    Augmented(Logarithm(), 0.5),
+    Cap(Augmented(Logarithm(), 0.5), 2.0),
 ]
 
 
