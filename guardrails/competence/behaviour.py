@@ -98,7 +98,7 @@ class SubgoalAdherence(CompetenceMetric):
     Args:
         goals: names of sub-goals, looked for in the list under ``key`` of a row's info, which lists them
             as they were reached; or predicates on a completion. Without, the list holds one truth
-            value per sub-goal.
+            value per sub-goal. Anything else, such as a mapping, names without ``goals`` or NaN, is an error.
         ordered: whether a sub-goal counts only after those before it.
         key: of a row's info.
 
@@ -138,8 +138,12 @@ class SubgoalAdherence(CompetenceMetric):
     def _reached(self, row: Any) -> list[bool]:
         if self._predicates:
             return [bool(goal(row)) for goal in self.goals]  # type: ignore[operator]
+        if isinstance(row[self.key], (str, Mapping)):  # a mapping has a key for what was not reached, too
+            raise TypeError(f"a row has a {type(row[self.key]).__name__} under '{self.key}', not a list")
         listed = list(row[self.key])
         if not self.goals:
+            if any(isinstance(reached, str) or reached != reached for reached in listed):
+                raise TypeError(f"a row lists names or NaN under '{self.key}'; without goals, truth values are needed")
             return [bool(reached) for reached in listed]
         reached, position = [], -1
         for goal in self.goals:

@@ -21,6 +21,7 @@ from guardrails.competence import (
     SubgoalAdherence,
     TokenEntropy,
 )
+from guardrails.competence.metric import measure
 from guardrails.testing import MetricContract
 
 
@@ -163,6 +164,24 @@ def test_subgoals_by_name(ordered, reached, expected):
 def test_ordered_truth_values_count_up_to_the_first_that_is_false():
     assert scores(SubgoalAdherence(ordered=True), infos=[{"subgoals": [True, False, True, True]}]) == [0.25]
     assert scores(SubgoalAdherence(), infos=[{"subgoals": [True, False, True, True]}]) == [0.75]
+
+
+@pytest.mark.parametrize(
+    ("goals", "listed"),
+    [
+        (["door"], {"door": False}),
+        (["door"], "door"),
+        ([], {"door": False}),
+        ([], ["door"]),
+        ([], "no"),
+        ([], [math.nan, True]),
+    ],
+)
+def test_what_is_no_list_of_sub_goals_is_a_failure_and_not_a_feat(goals, listed):
+    found = measure(SubgoalAdherence(goals), Rollout(infos=[{"subgoals": listed}]))
+    assert found.scores.tolist() == [0.0]
+    assert "raised TypeError: a row " in found.failure
+    assert "under 'subgoals'" in found.failure
 
 
 def test_critic_calibration_falls_with_the_error_of_the_prediction():
