@@ -32,6 +32,10 @@ class Controllers:
         self._strengths = {part.name: _initial(part, self._states[part.name]) for part in parts}
         self._raised = {part.name: 0.0 for part in parts}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy takes along: dictionaries of its own, since `update` writes into them."""
+        return {name: dict(value) for name, value in vars(self).items()}
+
     @property
     def strengths(self) -> Mapping[str, float]:
         """λ of each constraint, before any dial."""

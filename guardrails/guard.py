@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import operator
@@ -97,7 +98,8 @@ class Guard:
         """Return what a copy takes along: the state, but neither the ledger, which has one writer, nor the host."""
         with self._lock:
             kept = {name: value for name, value in vars(self).items() if name != "_lock"}
-        return {**kept, "_ledger": None, "_host": None}
+            controllers = copy.copy(self._controllers)
+        return {**kept, "_controllers": controllers, "_ledger": None, "_host": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take up what `__getstate__` returned."""

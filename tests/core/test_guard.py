@@ -1,6 +1,8 @@
+import copy
 import json
 import logging
 import math
+import pickle
 import threading
 from typing import NamedTuple
 
@@ -453,6 +455,17 @@ def test_another_thread_sees_a_decision_as_a_whole_or_not_at_all(tmp_path, given
     assert len(seen) == 2
     assert all(state == guard.state_dict() for state in seen)
     assert [line.kind for line in read(tmp_path / "ledger.jsonl")].count("step") == 1
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda guard: pickle.loads(pickle.dumps(guard))])
+def test_a_copy_of_a_guard_goes_a_way_of_its_own(copied):
+    guard = Guard(Constraint("c", limit=1.0, scheduler=DualAscent(1.0)))
+    guard.step(Rollout(costs={"c": [3.0]}))
+    before = json.dumps(guard.state_dict())
+    twin = copied(guard)
+    assert json.dumps(twin.state_dict()) == before
+    assert twin.step(Rollout(costs={"c": [4.0]})).multipliers["c"] == 5.0
+    assert json.dumps(guard.state_dict()) == before
 
 
 def test_a_decision_on_evidence_tells_what_failed(caplog):
