@@ -85,7 +85,11 @@ class Break:
         Args:
             state: what the last update returned; after an alarm, `init` starts over.
             scores: ``(k, n_rows)`` in [0, 1], n_rows ≥ 1, each row sorted so that order cannot matter.
+
+        Raises:
+            ConfigurationError: if there are scores of another shape, or outside [0, 1].
         """
+        scores = check_scores(scores, self.thresholds.size)
         return self.advance(state, scores.shape[1], tuple(scores.sum(axis=1).tolist()), self.growth(scores))
 
     def growth(self, scores: FloatArray) -> FloatArray:
@@ -140,6 +144,21 @@ def kl_bernoulli(mean: FloatArray, threshold: FloatArray) -> FloatArray:
     hit = mean * np.log(np.where(mean > 0.0, mean, 1.0) / threshold)
     miss = (1.0 - mean) * np.log(np.where(mean < 1.0, 1.0 - mean, 1.0) / (1.0 - threshold))
     return hit + miss
+
+
+def check_scores(scores: FloatArray, k: int) -> FloatArray:
+    """Return ``scores`` if they are ``(k, n_rows)`` numbers in [0, 1].
+
+    Raises:
+        ConfigurationError: otherwise.
+    """
+    given = np.asarray(scores, dtype=np.float64)
+    if given.ndim != 2 or len(given) != k or not ((given >= 0.0) & (given <= 1.0)).all():
+        raise ConfigurationError(
+            f"Scores of shape {given.shape} are not numbers in [0, 1], a row for each of {k} thresholds: nothing is "
+            "promised for others."
+        )
+    return given
 
 
 def _open_unit(owner: str, name: str, value: float) -> float:

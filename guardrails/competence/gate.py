@@ -13,7 +13,7 @@ import numpy as np
 from guardrails.competence import standing
 from guardrails.competence import state as states
 from guardrails.competence.between import Between, Scale
-from guardrails.competence.change import BoolArray, Break
+from guardrails.competence.change import BoolArray, Break, check_scores
 from guardrails.competence.metric import measure
 from guardrails.competence.require import Require
 from guardrails.competence.state import GateState
@@ -162,7 +162,11 @@ class Gate:
             state: the state so far.
             scores: ``(k, n_rows)`` in [0, 1], a row per requirement; the order of columns does not matter.
             failures: what went wrong with each metric, empty strings for those that did not fail.
+
+        Raises:
+            ConfigurationError: if there are scores of another shape, or outside [0, 1].
         """
+        scores = check_scores(scores, len(self.requires))
         # Sorted rows in one memory layout: sums then do not depend on the order in which ranks were gathered.
         scores = np.ascontiguousarray(np.sort(scores, axis=1))
         recent_rows, recent = state.breaks.recent()

@@ -277,6 +277,16 @@ def test_the_state_does_not_grow():
     assert max(sizes[1500:]) <= max(sizes[:500]) + 100
 
 
+@pytest.mark.parametrize(
+    "bad", [[[0.5, math.nan]], [[0.5, 5.0]], [[-0.1]], [[math.inf]], [0.5], [[0.5], [0.5]], [], np.zeros((0, 3))]
+)
+def test_scores_that_no_metric_can_have_are_refused(bad):
+    gate = gate_of(0.9)
+    for decide in (lambda: gate.decide(climb_to(gate, 2), bad), lambda: gate.breaks.update(gate.breaks.init(), bad)):
+        with pytest.raises(ConfigurationError, match=r"not numbers in \[0, 1\], a row for each of 1 thresholds"):
+            decide()
+
+
 def test_a_state_of_another_gate_or_a_damaged_one_is_refused():
     gate = gate_of(0.9)
     good = gate.dump(climb_to(gate, 2))
