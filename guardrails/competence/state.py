@@ -94,7 +94,7 @@ def load(data: Mapping[str, Any], like: GateState, rungs: int) -> GateState:
             and not np.isposinf(log_evidence).any()
             and (arrays["attempts"] >= 1.0).all()
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise StateError(f"The saved state of a gate is damaged: {type(error).__name__}: {error}.") from error
     if not sound:
         raise StateError("The saved state of a gate is damaged, or of a gate with more rungs: a value is out of range.")

@@ -306,6 +306,8 @@ def test_a_state_of_another_gate_or_a_damaged_one_is_refused():
         ("log_evidence", [[1.0]]),
         ("window", [[3, [0.1, 0.2]]]),
         ("window", [["a", [0.1]]]),
+        ("totals", [10**400]),
+        ("log_evidence", [[-(10**400)] * 5]),
     ]:
         with pytest.raises(StateError, match="damaged"):
             gate.load({**good, name: value})
