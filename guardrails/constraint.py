@@ -56,7 +56,8 @@ class Constraint:
         scale: the violation, in the cost's unit, that a scheduler sees as 1. Default: the limit
             itself, so one set of gains serves limits of 0.05 and of 25; the tight end of a limit that
             moves (the loose one if that is 0), so that gains do not move with it, and a gate that
-            never opens trains just as the tight limit would.
+            never opens trains just as the tight limit would; for a scheduler on the ratio to the limit
+            (`AdaptiveKL`), the limit in force.
 
     Raises:
         ConfigurationError: if the limit is negative or not finite, is 0 with no ``scale`` or with a
