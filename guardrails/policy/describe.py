@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -130,7 +131,7 @@ def _named(owner: str, thing: Refiner | Detector, find: Callable[[str], Any], pr
         if ":" not in listed:
             return listed
     kind = type(thing)
-    name, arguments = _registered(kind, find, {}), _arguments(f"{owner}: {kind.__name__}", thing, problems)
+    name, arguments = _class(owner, kind, find, {}, problems), _arguments(f"{owner}: {kind.__name__}", thing, problems)
     return arguments | {"name": name} if arguments else name
 
 
@@ -154,7 +155,7 @@ def _gate(gate: Gate, problems: list[str]) -> dict[str, Any]:
     requires = []
     for each in gate.requires:
         owner = f"metric '{each.name}'"
-        named = _registered(type(each.measured), plugins.metric_type, METRICS)
+        named = _class(owner, type(each.measured), plugins.metric_type, METRICS, problems)
         entry: dict[str, Any] = {"metric": named, "at_least": each.at_least}
         if each.audit:
             entry["audit"] = True
@@ -170,7 +171,15 @@ def _scheduler(owner: str, scheduler: ConstraintScheduler[Any], problems: list[s
     arguments = _arguments(f"{owner}: {kind.__name__}", scheduler, problems)
     if "name" in arguments:
         problems.append(f"{owner}: {kind.__name__} has an argument called 'name', which here is the scheduler's own")
-    return arguments | {"name": _registered(kind, plugins.scheduler, SCHEDULERS)}
+    return arguments | {"name": _class(owner, kind, plugins.scheduler, SCHEDULERS, problems)}
+
+
+def _class(owner: str, kind: type[Any], find: Callable[[str], Any], builtin: Any, problems: list[str]) -> str:
+    """Return what `_registered` returns; a class of no registered name must stand at the top of a module."""
+    named = _registered(kind, find, builtin)
+    if "<" in named:
+        problems.append(f"{owner} is of the class {named}, which cannot be imported; define it at the top of a module")
+    return named
 
 
 def _registered(kind: Any, find: Callable[[str], Any], builtin: Any) -> str:
@@ -192,7 +201,18 @@ def _listed(thing: Any, find: Callable[[str], Any]) -> bool:
 
 def address(thing: Any) -> str:
     """Return ``module:name`` of a class or function."""
-    return f"{getattr(thing, '__module__', '?')}:{getattr(thing, '__qualname__', type(thing).__qualname__)}"
+    owner = getattr(thing, "__objclass__", None)  # a method of a built-in type, such as str.islower, has no module
+    module = getattr(thing, "__module__", None) or getattr(owner, "__module__", "?")
+    return f"{module}:{getattr(thing, '__qualname__', type(thing).__qualname__)}"
+
+
+def _stands_at(named: str, thing: Any) -> bool:
+    """Whether an address leads to ``thing`` itself: that of an object's method leads to the function in its class."""
+    module, _, path = named.partition(":")
+    found: Any = sys.modules.get(module)
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    return found is thing or (inspect.ismethod(thing) and found == thing)
 
 
 def _arguments(owner: str, thing: Any, problems: list[str]) -> dict[str, Any]:
@@ -252,7 +272,7 @@ def _value(owner: str, value: Any, problems: list[str]) -> Any:
         problems.append(f"{owner} is {value!r}, which is neither a number, a text nor a function")
         return repr(value)
     named = address(value)
-    if "<" in named or not hasattr(value, "__qualname__"):
+    if not _stands_at(named, value):
         problems.append(f"{owner} is the function {named}, which cannot be imported; define it at the top of a module")
     return {"function": named}
 

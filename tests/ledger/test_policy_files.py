@@ -22,7 +22,7 @@ from guardrails import (
     schedulers,
 )
 from guardrails.competence import BUILTIN as METRICS
-from guardrails.competence import FailureAvoidance, FromFunction, SubgoalAdherence
+from guardrails.competence import FailureAvoidance, FromFunction, RewardLevel, SubgoalAdherence
 from guardrails.policy import describe
 from guardrails.schedulers import BUILTIN, PID, WRAPPERS, Cap, ConstraintScheduler, DualAscent
 
@@ -166,6 +166,56 @@ def test_functions_are_written_as_addresses_and_imported_only_when_asked(tmp_pat
 def test_a_function_that_cannot_be_imported_is_refused_with_its_place():
     with pytest.raises(ConfigurationError, match=r"constraint 'c'.*<lambda>.*top of a module"):
         Guard(Constraint("c", limit=1.0, cost=lambda info: 0.0)).to_toml()
+
+
+class Scorer:
+    def score(self, text):
+        return 1.0
+
+    def __call__(self, text):
+        return 1.0
+
+    @classmethod
+    def count(cls, text):
+        return 1.0
+
+
+def replaced(text):
+    return 1.0
+
+
+first = replaced
+
+
+def replaced(text):
+    return 0.0
+
+
+@pytest.mark.parametrize("function", [Scorer().score, first, Scorer()], ids=["method", "replaced", "object"])
+def test_a_function_whose_address_leads_to_another_is_refused(function):
+    with pytest.raises(ConfigurationError, match=r"constraint 'c' is the function .*:.*, which cannot be imported"):
+        Guard(Constraint("c", limit=1.0, cost=function)).to_toml()
+
+
+@pytest.mark.parametrize("function", [Scorer.count, Scorer.score, replaced, str.islower])
+def test_a_function_of_a_class_stands_in_a_file_as_itself(tmp_path, function):
+    text = Guard(Constraint("c", limit=1.0, cost=function)).to_toml()
+    assert load(tmp_path, text, allow_imports=True).parts[0].cost == function
+
+
+def test_a_class_that_cannot_be_imported_is_refused_with_its_place():
+    class Hidden(DualAscent):
+        pass
+
+    class Secret(RewardLevel):
+        name = "secret"
+
+    for scheduler, owner in ((Hidden(), "constraint 'c'"), (Cap(Hidden(), 2.0), r"constraint 'c': Cap\.scheduler")):
+        with pytest.raises(ConfigurationError, match=rf"{owner} is of the class .*<locals>.Hidden, .*top of a module"):
+            Guard(Constraint("c", limit=1.0, scheduler=scheduler)).to_toml()
+    gate = Gate(Require(Secret(), at_least=0.5))
+    with pytest.raises(ConfigurationError, match=r"metric 'secret' is of the class .*<locals>.Secret"):
+        Guard(Constraint("c", limit=gate.between(1.0, 2.0))).to_toml()
 
 
 class Forgetful(DualAscent):
