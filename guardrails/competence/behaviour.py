@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -123,10 +123,11 @@ class SubgoalAdherence(CompetenceMetric):
         ordered: bool = False,
         key: str = "subgoals",
     ) -> None:
-        self.goals = tuple(goals)
+        listed = isinstance(goals, Iterable) and not isinstance(goals, str)
+        self.goals = tuple(goals) if listed else ()
         self.ordered, self.key = ordered, key
-        self._predicates = bool(goals) and all(callable(goal) for goal in self.goals)
-        if isinstance(goals, str) or not (self._predicates or all(isinstance(goal, str) for goal in self.goals)):
+        self._predicates = bool(self.goals) and all(callable(goal) for goal in self.goals)
+        if not listed or not (self._predicates or all(isinstance(goal, str) for goal in self.goals)):
             raise ConfigurationError(f"SubgoalAdherence: goals are {goals!r}; give a list of names, or of functions.")
         self.requires = frozenset({"completions" if self._predicates else "infos"})
 

@@ -209,6 +209,8 @@ def test_a_function_of_several_columns_gets_them_row_by_row():
         lambda: FailureAvoidance("fell", cost="cost"),
         lambda: SubgoalAdherence(["a", len]),
         lambda: SubgoalAdherence("abc"),
+        lambda: SubgoalAdherence(len),
+        lambda: SubgoalAdherence(None),
         lambda: RewardLevel(0.0),
         lambda: ActionVariance(1.0, 1.0),
         lambda: ConstraintSatisfaction(sense="=="),
