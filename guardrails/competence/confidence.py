@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from guardrails.errors import ConfigurationError
 from guardrails.rollout import FloatArray
-from guardrails.schedulers.base import check_number
+from guardrails.schedulers.base import check_number, whole_number
 
 # A mixture over tilts λ = o / (1 + o). For scores with mean slack Δ and variance v the best odds are
 # o = Δ / v; the range serves a slack of 0.001 at v = 0.25 as well as scores that never miss.
@@ -150,8 +150,7 @@ class Betting:
     """
 
     def __init__(self, resolution: int = 200) -> None:
-        check_number("Betting", "resolution", resolution, low=2)
-        self.resolution = int(resolution)
+        self.resolution = whole_number("Betting", "resolution", resolution, low=2)
         self._means = np.arange(1, self.resolution) / self.resolution
 
     def init(self) -> BettingState:

@@ -208,3 +208,9 @@ def test_scores_outside_the_unit_interval_are_refused(bad):
 def test_an_error_that_is_no_probability_is_refused(error):
     with pytest.raises(ConfigurationError, match="error"):
         EmpiricalBernstein().lower(run(EmpiricalBernstein(), [[1.0]]), error)
+
+
+@pytest.mark.parametrize("resolution", [2.5, 1, math.nan])
+def test_a_resolution_that_is_no_number_of_candidates_is_refused(resolution):
+    with pytest.raises(ConfigurationError, match="Betting: resolution"):
+        Betting(resolution)
