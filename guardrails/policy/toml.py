@@ -110,8 +110,9 @@ def _keys(statement: str) -> list[tuple[int, Place]]:
             data = tomllib.loads("\n".join(rows[:count]) + ("" if count == len(rows) else "\n]"))
         except tomllib.TOMLDecodeError:
             continue  # not between two elements of a list
+        below = count - 1 if found else 0  # a list inside a table cannot be read before its last line
         for path in _paths(data):
-            found.setdefault(path, count - 1)
+            found.setdefault(path, below)
     return [(below, path) for path, below in found.items()]
 
 

@@ -406,6 +406,24 @@ def test_a_mistake_is_named_with_file_line_and_key(tmp_path, old, new, line, mes
     assert f"line {line}" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("value", "line"),
+    [
+        ("{ reference = 2.0, floor = [\n1,\n2,\n] }", 8),
+        ("{ reference = '''\ntwo\n''' }", 8),
+        ("{ floor = 0.0, refrence = 2.0 }", 8),
+    ],
+    ids=["list", "text", "one line"],
+)
+def test_a_mistake_in_a_value_of_several_lines_is_named_with_the_line_of_its_key(tmp_path, value, line):
+    text = (
+        "[constraints.c]\nlimit = { gate = 'g', tight = 1.0, loose = 2.0 }\n\n[gates.g]\n[[gates.g.requires]]\n"
+        f"metric = 'reward_level'\nat_least = 0.9\nparameters = {value}\n"
+    )
+    with pytest.raises(ConfigurationError, match=rf"policy.toml, line {line}: gates.g.requires.0.parameters"):
+        load(tmp_path, text)
+
+
 def test_a_file_of_an_editor_that_marks_its_encoding_is_read(tmp_path):
     path = tmp_path / "policy.toml"
     path.write_text('[constraints."größe"]\r\nlimit = 0.5\r\n', encoding="utf-8-sig")
