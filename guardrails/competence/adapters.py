@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from guardrails.competence.metric import CompetenceMetric, to_unit
+from guardrails.competence.metric import CompetenceMetric, column, to_unit
 from guardrails.errors import ConfigurationError
 from guardrails.rollout import FloatArray, Rollout
 from guardrails.schedulers.base import check_number
@@ -108,7 +108,4 @@ class FromTorchMetrics(CompetenceMetric):
 
 
 def _entries(rollout: Rollout, name: str) -> Any:
-    values = getattr(rollout, name, None) if name in Rollout.__dataclass_fields__ else rollout.cost(name)
-    if values is None:
-        raise ValueError(f"there is no column '{name}' in this rollout")
-    return values
+    return column(rollout, name) if name in Rollout.__dataclass_fields__ else rollout.cost(name)

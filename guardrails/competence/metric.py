@@ -105,12 +105,14 @@ def _checked(values: Any, n_rows: int) -> tuple[str, FloatArray | None]:
 
 
 def column(rollout: Rollout, name: str) -> Any:
-    """Return a column of ``rollout`` that must be there.
+    """Return a column of ``rollout`` that must be there; where there is only a cost of that name, the cost.
 
     Raises:
-        RolloutError: if it is not.
+        RolloutError: if there is neither.
     """
     values = getattr(rollout, name)
+    if values is None and name in rollout.costs:  # a host that provides either was not refused
+        return rollout.cost(name)
     if values is None:
         present = ", ".join(sorted(rollout.columns)) or "none"
         raise RolloutError(f"There is no column '{name}' in this rollout. Columns here: {present}.")

@@ -17,7 +17,7 @@ from guardrails import (
     RolloutError,
     StateError,
 )
-from guardrails.competence import Drift, RewardLevel
+from guardrails.competence import Drift, FromFunction, RewardLevel, TokenEntropy
 from guardrails.schedulers import AdaptiveKL, DualAscent, Fixed
 
 
@@ -169,6 +169,26 @@ def test_a_host_without_a_metrics_column_is_refused_by_name():
     ):
         guard.check_columns({"rewards", "costs", "cost"}, "the SB3 host")
     guard.check_columns({"rewards", "edit_ratio"}, "the TRL host")
+
+
+@pytest.mark.parametrize(
+    ("metric", "column"),
+    [
+        (Drift(1.0), "kl"),
+        (TokenEntropy(1.0), "entropy"),
+        (FromFunction(lambda kl: 1.0 - kl, "kl", name="near"), "kl"),
+    ],
+    ids=["drift", "token_entropy", "function"],
+)
+def test_a_cost_of_a_columns_name_is_what_a_host_without_the_column_provides(metric, column):
+    gate = Gate(Require(metric, at_least=0.5))
+    guard = Guard(Constraint(column, limit=gate.between(5.0, 25.0)))
+    guard.check_columns({"rewards", "costs", column}, "the GRPO host")
+    decision = guard.step(Rollout(rewards=[0.0, 0.0], costs={column: [0.25, 0.75]}))
+    assert decision.gates["gate"].requirements[0].failure == ""
+    assert decision.gates["gate"].requirements[0].mean == 0.5
+    own = guard.step(Rollout(costs={column: [9.0, 9.0]}, **{column: [0.25, 0.75]}))
+    assert own.gates["gate"].requirements[0].mean == 0.5
 
 
 def test_a_missing_cost_leaves_the_gates_as_they_were():
