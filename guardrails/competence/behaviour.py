@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from guardrails.competence.metric import CompetenceMetric, column, to_unit
+from guardrails.competence.metric import CompetenceMetric, column, cost_column, to_unit
 from guardrails.errors import ConfigurationError
 from guardrails.rollout import FloatArray, Rollout
 from guardrails.schedulers.base import check_number
@@ -51,7 +51,7 @@ class FailureAvoidance(CompetenceMetric):
     def measure(self, rollout: Rollout) -> FloatArray:
         """Return 0 for rows that failed; a cost that is not finite is a failure."""
         if self.cost is not None:
-            cost = rollout.cost(self.cost)
+            cost = cost_column(rollout, self.cost)
             return (np.isfinite(cost) & (cost <= self.level)).astype(np.float64)
         failed = self.failed
         infos = column(rollout, "infos")
@@ -186,4 +186,4 @@ class CriticCalibration(CompetenceMetric):
     def measure(self, rollout: Rollout) -> FloatArray:
         """Return how close each prediction came."""
         predicted = np.array([info[self.predicted] for info in column(rollout, "infos")], dtype=np.float64)
-        return to_unit(1.0 - np.abs(predicted - rollout.cost(self.cost)) / self.scale)
+        return to_unit(1.0 - np.abs(predicted - cost_column(rollout, self.cost)) / self.scale)

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from guardrails.competence.metric import CompetenceMetric, column, to_unit
+from guardrails.competence.metric import CompetenceMetric, column, cost_column, to_unit
 from guardrails.errors import ConfigurationError
 from guardrails.rollout import FloatArray, Rollout
 from guardrails.schedulers.base import check_number
@@ -107,7 +107,7 @@ class ConstraintSatisfaction(CompetenceMetric):
 
     def measure(self, rollout: Rollout) -> FloatArray:
         """Return 1 for rows within the limit; a cost that is not finite is a violation."""
-        cost = rollout.cost(self.cost)
+        cost = cost_column(rollout, self.cost)
         excess = (cost - self.limit) * (1.0 if self.sense == "<=" else -1.0)
         excess = np.where(np.isfinite(cost), excess, np.inf)
         if self.margin == 0.0:

@@ -119,6 +119,16 @@ def column(rollout: Rollout, name: str) -> Any:
     return values
 
 
+def cost_column(rollout: Rollout, name: str) -> FloatArray:
+    """Return a cost of ``rollout`` that must be there; where there is only a column of that name, the column.
+
+    Raises:
+        RolloutError: if there is neither.
+    """
+    values = getattr(rollout, name) if name in Rollout.__dataclass_fields__ else None
+    return values if name not in rollout.costs and isinstance(values, np.ndarray) else rollout.cost(name)
+
+
 def to_unit(values: Any) -> FloatArray:
     """Return ``values`` cut to [0, 1], with NaN for those that are not finite: an infinity is an error, not a feat."""
     values = np.asarray(values, dtype=np.float64)

@@ -17,7 +17,15 @@ from guardrails import (
     RolloutError,
     StateError,
 )
-from guardrails.competence import Drift, FromFunction, RewardLevel, TokenEntropy
+from guardrails.competence import (
+    ConstraintSatisfaction,
+    CriticCalibration,
+    Drift,
+    FailureAvoidance,
+    FromFunction,
+    RewardLevel,
+    TokenEntropy,
+)
 from guardrails.schedulers import AdaptiveKL, DualAscent, Fixed
 
 
@@ -188,6 +196,22 @@ def test_a_cost_of_a_columns_name_is_what_a_host_without_the_column_provides(met
     assert decision.gates["gate"].requirements[0].failure == ""
     assert decision.gates["gate"].requirements[0].mean == 0.5
     own = guard.step(Rollout(costs={column: [9.0, 9.0]}, **{column: [0.25, 0.75]}))
+    assert own.gates["gate"].requirements[0].mean == 0.5
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [ConstraintSatisfaction("lengths", 5.0), FailureAvoidance(cost="lengths", level=5.0), CriticCalibration("lengths")],
+)
+def test_a_column_of_a_costs_name_is_what_a_host_without_the_cost_provides(metric):
+    gate = Gate(Require(metric, at_least=0.5))
+    guard = Guard(Constraint("cost", limit=gate.between(5.0, 25.0)))
+    guard.check_columns({"lengths", "infos", "costs", "cost"}, "the PPO host")
+    infos = [{"predicted_cost": 4.0}, {"predicted_cost": 5.0}]
+    decision = guard.step(Rollout(lengths=[4.0, 6.0], infos=infos, costs={"cost": [0.0, 0.0]}))
+    assert decision.gates["gate"].requirements[0].failure == ""
+    assert decision.gates["gate"].requirements[0].mean == 0.5
+    own = guard.step(Rollout(lengths=[9.0, 9.0], infos=infos, costs={"cost": [0.0, 0.0], "lengths": [4.0, 6.0]}))
     assert own.gates["gate"].requirements[0].mean == 0.5
 
 
