@@ -283,8 +283,16 @@ class Guard:
             return self._ledger
 
     def sanitised(self, name: str) -> FloatArray:
-        """Return the costs of the last step, ``(n_rows,)``, with unmeasurable rows set to the worst value."""
-        return self._constraints[name].sanitise(self._costs[name])
+        """Return the costs of the last step, ``(n_rows,)``, with unmeasurable rows set to the worst value.
+
+        Raises:
+            ConfigurationError: if there is no such constraint.
+            RolloutError: if there was no step yet, or none since a state was loaded.
+        """
+        part = self._named(name)
+        if name not in self._costs:
+            raise RolloutError(f"There are no costs of '{name}' yet, or none since a state was loaded: call step().")
+        return part.sanitise(self._costs[name])
 
     def penalty(self, name: str, cost: Any) -> Any:
         """Return the term that a host with a differentiable cost adds to its loss, dimensionless.
@@ -295,10 +303,19 @@ class Guard:
         Args:
             name: the constraint.
             cost: J in the cost's own unit, as a float or as a differentiable tensor of any library.
+
+        Raises:
+            ConfigurationError: if there is no such constraint.
         """
-        part = self._constraints[name]
+        part = self._named(name)
         violation = part.violation(cost) / part.violation_scale
         return self._controllers.penalty(part, violation) * self._penalty
+
+    def _named(self, name: str) -> Constraint:
+        if name not in self._constraints:
+            present = ", ".join(self._constraints) or "none"
+            raise ConfigurationError(f"This guard has no constraint '{name}'. Constraints here: {present}.")
+        return self._constraints[name]
 
     def step(self, rollout: Rollout) -> Decision:
         """Update the gates on ``rollout``, measure each constraint against the limit then in force, and say why.

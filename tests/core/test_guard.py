@@ -98,6 +98,15 @@ def test_a_missing_cost_column_leaves_every_state_as_it_was():
     assert guard.state_dict() == before
 
 
+def test_a_constraint_that_is_not_there_and_costs_that_were_not_measured_are_named():
+    guard = two()
+    for ask in (lambda: guard.penalty("sped", 1.0), lambda: guard.sanitised("sped")):
+        with pytest.raises(ConfigurationError, match=r"no constraint 'sped'\. Constraints here: speed, toxicity"):
+            ask()
+    with pytest.raises(RolloutError, match="no costs of 'speed' yet"):
+        guard.sanitised("speed")
+
+
 def test_a_nan_cost_tightens_and_is_counted():
     guard = two()
     decision = guard.step(rows([0.0, math.nan], [0.0, 0.0]))
