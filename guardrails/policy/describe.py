@@ -267,7 +267,9 @@ def _value(owner: str, value: Any, problems: list[str]) -> Any:
     if isinstance(value, (list, tuple)):
         return [_value(owner, item, problems) for item in value]
     if isinstance(value, (set, frozenset)):
-        return sorted(_value(owner, item, problems) for item in value)
+        items = [_value(owner, item, problems) for item in value]
+        alike = all(isinstance(item, str) for item in items) or all(isinstance(item, (int, float)) for item in items)
+        return sorted(items, key=None if alike else repr)  # functions have no order of their own
     if not callable(value):
         problems.append(f"{owner} is {value!r}, which is neither a number, a text nor a function")
         return repr(value)

@@ -218,6 +218,31 @@ def test_a_class_that_cannot_be_imported_is_refused_with_its_place():
         Guard(Constraint("c", limit=gate.between(1.0, 2.0))).to_toml()
 
 
+class Passes(RewardLevel):
+    """Takes a set of anything."""
+
+    name = "passes"
+
+    def __init__(self, checks=()):
+        super().__init__()
+        self.checks = checks
+
+
+@pytest.mark.parametrize("checks", [{is_long, os.path.getsize}, {1, "a", (2, 3)}, {10, 9}, {"b", "a"}])
+def test_a_set_of_functions_or_of_this_and_that_is_written_in_one_order(tmp_path, checks):
+    def guard():
+        gate = Gate(Require(Passes(checks), at_least=0.5))
+        return Guard(Constraint("c", limit=gate.between(1.0, 2.0)))
+
+    text = guard().to_toml()
+    again = load(tmp_path, text, allow_imports=True)
+    assert again.to_toml() == text
+    listed = again.parts[0].limit.gate.requires[0].measured.checks
+    assert {tuple(item) if isinstance(item, list) else item for item in listed} == checks
+    with guard().record(tmp_path / "ledger.jsonl"):
+        pass
+
+
 class Forgetful(DualAscent):
     def __init__(self, horizon=3):
         super().__init__(0.1)
