@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -123,7 +124,7 @@ def _check_interval(model: BaseAlgorithm, guard: Guard, interval: Any) -> None:
             "wrap: dual_interval counts the gradient steps of an off-policy algorithm that learns a safety critic for "
             "its constraints, and there is none here. Leave it out: the guard then decides on episodes."
         )
-    if not isinstance(interval, int) or isinstance(interval, bool) or interval < 1:
+    if not isinstance(interval, (int, np.integer)) or isinstance(interval, bool) or interval < 1:
         raise AttachError(f"wrap: dual_interval is {interval!r}; give a whole number of gradient steps, at least 1.")
 
 

@@ -55,7 +55,7 @@ class OffPolicyGuard(BaseCallback):
         super().__init__()
         self._dual = None
         if critic is not None and dual_interval is not None:
-            self._dual = CriticDual(guard, critic.host, dual_interval)
+            self._dual = CriticDual(guard, critic.host, int(dual_interval))
         self.guard, self.critic = guard, critic
         self._host = model
         self._names = [part.name for part in guard.constraints]

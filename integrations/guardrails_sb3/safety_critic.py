@@ -69,7 +69,7 @@ class HostCritic:
         scales = [part.violation_scale for part in guard.constraints]
         self._per_episode = critic_unit(horizon, self.gamma)
         self.units = np.array([scale * self._per_episode for scale in scales])
-        self._seed, self._encodings = int(model.seed or 0), 0
+        self._seed = int(model.seed or 0)
         self._bounds = _bounds(space, model.device)
         self.extremes = np.zeros((2, len(self._names)))
         with own_randomness(self._seed, model.device):

@@ -14,7 +14,7 @@ from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.torch_layers import CombinedExtractor
 from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 
-from guardrails import AttachError, ConfigurationError, Constraint, Dial, Gate, Guard, Require
+from guardrails import AttachError, ConfigurationError, Constraint, Dial, Gate, Guard, Require, StateError
 from guardrails.competence import FailureAvoidance
 from guardrails.critic import Ensemble, critic_unit
 from guardrails.schedulers import AdamLogDual, Augmented, DualAscent, Fixed
@@ -421,6 +421,9 @@ class TestDecisionsOnTheCritic:
         with pytest.raises(AttachError, match="dual_interval"):
             wrap(diffusion(), own_guard(), cost_critic=SMALL, horizon=9, dual_interval=interval)
 
+    def test_an_interval_may_be_a_whole_number_of_numpy(self):
+        wrap(diffusion(), own_guard(), cost_critic=SMALL, horizon=9, dual_interval=np.int64(7))
+
     def test_an_on_policy_host_is_refused(self):
         with pytest.raises(AttachError, match="gradient steps of an off-policy algorithm"):
             wrap(PPO("MlpPolicy", environments()), own_guard(), dual_interval=10)
@@ -443,6 +446,18 @@ class TestPreset:
         assert resumed.num_timesteps == through.num_timesteps
         assert same(everything(through), everything(resumed))
         assert callback_of(resumed).guard.ledger.path.parent == tmp_path
+
+    @pytest.mark.parametrize("how", ["policy", "gamma"])
+    def test_it_resumes_nothing_that_it_would_not_have_made(self, tmp_path, how):
+        settings = {"cost_limit": 1.0, "horizon": 9, "buffer_size": 50}
+        if how == "gamma":
+            algd.make(environments(), **settings, gamma=0.9).save(tmp_path / "run.zip")
+        else:
+            model = host(SAC, environments())
+            wrap(model, Guard(Constraint("cost", limit=1.0)), cost_critic=SMALL, horizon=9)
+            model.save(tmp_path / "run.zip")
+        with pytest.raises(StateError, match="policy is SACPolicy" if how == "policy" else "Give gamma=0.9"):
+            algd.make(environments(), **settings, resume=tmp_path / "run.zip")
 
     def test_it_resumes_in_an_environment_given_by_its_name(self, tmp_path):
         settings = {"cost_limit": 1.0, "cost": lambda info: 0.0, "buffer_size": 50}

@@ -9,7 +9,7 @@ from typing import Any
 from stable_baselines3 import SAC
 from stable_baselines3.common.base_class import maybe_make_env
 
-from guardrails import ConfigurationError, Constraint, Guard
+from guardrails import ConfigurationError, Constraint, Guard, StateError
 from guardrails.constraint import CostFunction
 from guardrails.critic import Ensemble, critic_unit
 from guardrails.schedulers import AdamLogDual, Augmented, ConstraintScheduler
@@ -84,7 +84,8 @@ def make(
         ConfigurationError: if ``penalty_coefficient``, ``learning_rate``, ``gradient_steps``, ``dual_interval``,
             ``critic_tau``, ``target_update_interval`` or the limit is out of range, or ``train_freq`` counts episodes.
         AttachError: as `wrap` does.
-        StateError: if ``resume`` is a file of another guard, of an unguarded model, or damaged.
+        StateError: if ``resume`` is a file of another guard, of an unguarded model, of another policy or ``gamma``, or
+            damaged.
 
     Example:
         >>> model = make(env, cost_limit=82.748, discounted=True)  # doctest: +SKIP
@@ -117,6 +118,7 @@ def make(
     else:
         env = maybe_make_env(env, sac.get("verbose", 0))  # SAC.load takes no name of one
         model = SAC.load(resume, env=env, **{key: value for key, value in sac.items() if key in _OF_A_RUN})
+        _check_resumed(model, gamma)
     unit = critic_unit(episode_steps(model, horizon), gamma)
     if scheduler is None:
         between = _between_decisions(model, dual_interval)
@@ -145,6 +147,19 @@ def make(
         ledger=ledger,
         dual_interval=dual_interval,
     )
+
+
+def _check_resumed(model: SAC, gamma: float) -> None:
+    if not isinstance(model.policy, DiffusionPolicy):
+        raise StateError(
+            f"algd.make: the file to resume holds a SAC whose policy is {type(model.policy).__name__}. Resume it with "
+            "SAC.load and guardrails_sb3.wrap(model, guard, resume=...), as it was made."
+        )
+    if model.gamma != gamma:
+        raise StateError(
+            f"algd.make: the file to resume was trained with gamma={model.gamma:g}, and gamma is {gamma:g} here, by "
+            f"which the limit would be converted. Give gamma={model.gamma:g}."
+        )
 
 
 def _between_decisions(model: SAC, dual_interval: int) -> int:
