@@ -53,6 +53,8 @@ class Screen:
         self.driver.get_log("browser")
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        # Not every headless Chromium has its window in focus, without which no element is told of its own.
+        self.driver.execute_cdp_cmd("Emulation.setFocusEmulationEnabled", {"enabled": True})
         self.scheme(scheme)
         self.driver.get(path.as_uri())
         return self
