@@ -24,7 +24,7 @@ from guardrails_trl.costs import cost_functions, is_async
 from guardrails_trl.dials import Dials
 from guardrails_trl.pairs import PairsCallback
 from guardrails_trl.refinement import Refined, Refining, Written
-from guardrails_trl.seams import GENERATE_AND_SCORE, SCORE, Host
+from guardrails_trl.seams import GENERATE_AND_SCORE, SCORE, Host, Mode
 
 logger = logging.getLogger(__name__)
 
@@ -216,23 +216,24 @@ class GuardrailsCallback(AttachedCallback):
     def _generate_and_score(self, original: Callable[..., Any], inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """Let the host generate and score, decide, and put the multipliers into the advantages."""
         host = self._attached()
-        if host.mode == "train":
+        mode = host.mode  # as the host takes it: what generates or scores may leave the model in another
+        if mode == "train":
             self._check_added(host)
         if self._dials is not None:
-            self._dials.before(self._guard, training=host.mode == "train")
+            self._dials.before(self._guard, training=mode == "train")
         try:
             with nullcontext() if self._dials is None else self._dials.watching():
                 output = original(inputs)
-            return self._guarded(host, output)
+            return self._guarded(host, output, mode)
         finally:
             if self._dials is not None:  # else it was detached meanwhile, and the trainer has its own values back
                 self._dials.after(self._guard)
 
-    def _guarded(self, host: Host, output: dict[str, Any]) -> dict[str, Any]:
+    def _guarded(self, host: Host, output: dict[str, Any], mode: Mode) -> dict[str, Any]:
         scored, self._scored = self._scored, None
         if scored is None:
             raise AttachError(f"{host.name} produced completions without scoring them; a guard cannot act on that.")
-        if host.mode == "train":
+        if mode == "train":
             self._act(host, scored, output)
         else:
             for part in self._guard.constraints:

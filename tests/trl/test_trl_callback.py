@@ -1,6 +1,7 @@
 """What a guarded TRL run does beside its advantages: limits held, logs, tables, options of the host, detach."""
 
 import asyncio
+import functools
 import gc
 import math
 import weakref
@@ -10,6 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from tiny_trl import StepCounter, build_trainer, logged, record_loss_inputs
+from trl import GRPOTrainer
 
 from guardrails import AttachError, Constraint, Guard
 from guardrails.schedulers import PID, Fixed
@@ -97,6 +99,32 @@ def test_evaluation_logs_the_cost_and_decides_nothing(random_model, tmp_path):
     assert "eval_guardrails/fillers/multiplier" not in metrics
     assert callback.guard.state_dict() == before
     assert callback.guard.decision is None
+
+
+class Switching(GRPOTrainer):
+    """What samples its completions leaves the model in the mode that it samples in, or always in that of training."""
+
+    def __init__(self, *args, training, **kwargs):
+        super().__init__(*args, rollout_func=self.rollout, **kwargs)
+        self.samples_in = training
+
+    @staticmethod
+    def rollout(prompts, trainer):
+        trainer.model.train(trainer.samples_in)
+        asked = [trainer.processing_class(prompt)["input_ids"] for prompt in prompts]
+        words = torch.randint(3, 28, (len(prompts), 3)).tolist()
+        return {"prompt_ids": asked, "completion_ids": [[*own, 1] for own in words], "logprobs": None}
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_what_generates_may_leave_the_model_in_another_mode(random_model, tmp_path, training):
+    cls = functools.partial(Switching, training=training)
+    trainer = build_trainer(random_model, tmp_path, cls=cls, max_steps=2, eval_rows=2)
+    callback = guard_trainer(trainer)
+    trainer.train()
+    assert callback.guard.decision.step == 2
+    trainer.evaluate()
+    assert callback.guard.decision.step == 2
 
 
 @pytest.mark.parametrize(
