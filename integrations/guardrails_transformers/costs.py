@@ -15,7 +15,7 @@ from guardrails.competence import Between
 EVALUATION = "eval_"
 """Start of the names under which the host reports what it evaluated."""
 
-BatchFunction = Callable[[Any, Mapping[str, Any]], Any]
+BatchFunction = Callable[[Any, Any], Any]
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,14 @@ class Source:
     functions: tuple[BatchFunction, ...] = ()
     metric: str = ""
 
-    def measure(self, outputs: Any, inputs: Mapping[str, Any]) -> Tensor:
+    def measure(self, outputs: Any, inputs: Any) -> Tensor:
         """Return the cost of a batch: one number, or one for each of its rows, in at least single precision."""
         total = self._call(self.functions[0], outputs, inputs)
         for function in self.functions[1:]:
             total = total + self._call(function, outputs, inputs)
         return total
 
-    def _call(self, function: BatchFunction, outputs: Any, inputs: Mapping[str, Any]) -> Tensor:
+    def _call(self, function: BatchFunction, outputs: Any, inputs: Any) -> Tensor:
         label = getattr(function, "__name__", type(function).__name__)
         try:
             values = function(outputs, inputs)

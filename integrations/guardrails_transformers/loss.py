@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -61,7 +62,7 @@ class GuardedLoss:
             *args: whether the outputs are wanted, and the items in the accumulated batch.
             **kwargs: the same by name.
         """
-        given = dict(inputs)  # hosts take labels out of it
+        given: Any = dict(inputs) if hasattr(inputs, "keys") else copy.copy(inputs)  # hosts take labels out of it
         with Forward(model, self._below(model)) as forward:
             result = original(model, inputs, *args, **kwargs)
         outputs = forward.outputs(self._host.name, lambda hidden: self._host.logits(model, hidden))
@@ -94,7 +95,7 @@ class GuardedLoss:
                 raise AttachError(without_effect(name, "its function returns no gradient"))
         return costs
 
-    def _measure(self, name: str, source: Source, outputs: Any, inputs: Mapping[str, Any]) -> Tensor:
+    def _measure(self, name: str, source: Source, outputs: Any, inputs: Any) -> Tensor:
         with torch.set_grad_enabled(name in self._acting):
             return source.measure(outputs, inputs).to(self._host.trainer.accelerator.device)
 

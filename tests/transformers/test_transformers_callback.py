@@ -714,6 +714,33 @@ def test_a_model_that_returns_a_tuple_is_served(tmp_path):
     assert sum(costs[-8:]) < 0.7 * sum(costs[:8])
 
 
+class Unpacking(Trainer):
+    """Its batches are lists, as torch's own data sets of tensors give them, and it takes them apart."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs.pop()
+        return model(*inputs, labels)["loss"]
+
+
+@pytest.mark.parametrize("n_rows", [8, 2])
+def test_batches_that_are_no_mappings_are_given_to_costs_as_they_are(tmp_path, n_rows):
+    def false_alarms(outputs, inputs):
+        _, labels = inputs
+        assert len(labels) == n_rows
+        return outputs["logits"].softmax(-1)[:, 1] * (labels == 0)
+
+    def collate(rows):
+        return [torch.stack([row[name] for row in rows]) for name in ("features", "labels")]
+
+    cost = Constraint("c", limit=0.01, cost=false_alarms, scheduler=Fixed(1.0))
+    settings = {"cls": Unpacking, "extra": {"data_collator": collate}, "per_device_train_batch_size": n_rows}
+    trainer, guard = guarded(tmp_path, cost, max_steps=40, **settings)
+    trainer.train()
+    assert guard.decision.n_rows == n_rows
+    costs = logged(trainer, "guardrails/c/cost")
+    assert sum(costs[-8:]) < 0.7 * sum(costs[:8])
+
+
 def test_divergence_is_held_at_a_target_from_both_sides(tmp_path):
     start = classifier()
 
