@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
@@ -62,7 +63,7 @@ class Forward:
                 "is not clear what a cost's outputs are. A guard can act where the loss comes from one forward pass, "
                 "model(**inputs)."
             )
-        found = _filtered(self._outputs[0])
+        found = _finite(self._outputs[0])
         if self._hidden is None or not isinstance(found, ModelOutput) or "logits" in found:
             return found
         return _WithLogits(found, _finite(self._hidden), logits)
@@ -108,22 +109,20 @@ class _FiniteGradient(torch.autograd.Function):
 
 
 def _finite(values: Any) -> Any:
-    if type(values) in (tuple, list):  # such as the hidden states of all layers
-        return type(values)(map(_finite, values))
-    if isinstance(values, tuple) and hasattr(values, "_fields"):
-        return type(values)(*map(_finite, values))
-    wanted = isinstance(values, Tensor) and values.requires_grad
-    return _FiniteGradient.apply(values) if wanted else values  # type: ignore[no-untyped-call]
-
-
-def _filtered(outputs: Any) -> Any:
-    if isinstance(outputs, ModelOutput):
-        copied = copy.copy(outputs)
-        for key, value in outputs.items():
+    """Return outputs, nested as they may be, whose tensors let their gradients through where those are finite."""
+    if isinstance(values, Tensor):
+        return _FiniteGradient.apply(values) if values.requires_grad else values  # type: ignore[no-untyped-call]
+    if isinstance(values, (tuple, list)):  # such as the hidden states of all layers
+        found = [_finite(value) for value in values]
+        return type(values)(*found) if hasattr(values, "_fields") else type(values)(found)
+    if isinstance(values, dict):
+        copied = copy.copy(values)
+        for key, value in values.items():
             copied[key] = _finite(value)
         return copied
-    if isinstance(outputs, dict):
-        return {key: _finite(value) for key, value in outputs.items()}
-    if isinstance(outputs, (tuple, list)) and not hasattr(outputs, "_fields"):
-        return tuple(map(_finite, outputs))
-    return _finite(outputs)
+    if dataclasses.is_dataclass(values) and not isinstance(values, type):
+        copied = copy.copy(values)
+        for field in dataclasses.fields(values):
+            object.__setattr__(copied, field.name, _finite(getattr(values, field.name, None)))  # it may be frozen
+        return copied
+    return values

@@ -1,10 +1,12 @@
 """The loss of a guarded trainer: the penalty's gradient against autograd's own, and what it must not do."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
 from tiny_trainer import (
+    Classifier,
     Gradients,
     Rows,
     Sentences,
@@ -17,6 +19,7 @@ from tiny_trainer import (
     same,
     weights,
 )
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from guardrails import Constraint, Gate, Guard, Require, RolloutError
 from guardrails.competence import ConstraintSatisfaction
@@ -305,6 +308,45 @@ def test_an_infinite_slope_at_the_hidden_states_of_a_layer_never_reaches_the_wei
     )
     trainer.train()
     assert all(value.isfinite().all() for value in weights(trainer).values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """What a model returns in a form of its own."""
+
+    logits: torch.Tensor
+
+
+NESTED = {
+    "a dict": (lambda logits: {"logits": logits}, lambda scores: scores["logits"]),
+    "a list of dicts": (lambda logits: [{"logits": logits}], lambda scores: scores[0]["logits"]),
+    "an output": (lambda logits: SequenceClassifierOutput(logits=logits), lambda scores: scores.logits),
+    "a dataclass": (Scores, lambda scores: scores.logits),
+    "what topk returns": (lambda logits: logits.topk(2), lambda scores: scores.values),
+}
+
+
+@pytest.mark.parametrize("form", NESTED)
+def test_an_infinite_slope_at_outputs_within_outputs_never_reaches_the_weights(tmp_path, form):
+    wrap, unwrap = NESTED[form]
+
+    class Nesting(Classifier):
+        def forward(self, features, labels=None):
+            outputs = super().forward(features, labels)
+            return {"loss": outputs["loss"], "scores": wrap(outputs["logits"])}
+
+    def cost(outputs, inputs):
+        rows = unwrap(outputs["scores"])[:, 1]
+        return (rows - rows).sqrt() + rows  # an infinite slope beside one that is 1
+
+    trainer = build(Nesting(), tmp_path, Rows(64), max_steps=2)
+    start = weights(trainer)
+    trainer.add_callback(
+        GuardrailsCallback(trainer, Guard(Constraint("c", limit=0.1, cost=cost, scheduler=Fixed(1.0))))
+    )
+    trainer.train()
+    assert all(value.isfinite().all() for value in weights(trainer).values())
+    assert not same(start, weights(trainer))
 
 
 def test_a_gate_may_not_take_a_batchs_number_for_the_evidence_of_its_rows(tmp_path):
