@@ -20,7 +20,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.rloo_trainer import RLOOTrainer
 
 from guardrails import AttachError
-from guardrails_transformers.wrapping import SHARED, Wrapping
+from guardrails_transformers.wrapping import SHARED, Wrapping, is_wrapped
 from guardrails_trl import advantages
 
 SUPPORTED = "trl>=1.6,<2"
@@ -204,7 +204,8 @@ class Host(Wrapping):
 
 
 def _check(trainer: Any, base: type, name: str) -> None:
-    if any(method in vars(trainer) for method in _PARAMETERS):
+    replaced = any(method in vars(trainer) for method in (SCORE, GENERATE_AND_SCORE))
+    if replaced or any(is_wrapped(trainer, method) for method in _PARAMETERS):
         raise AttachError(
             f"This {name} is guarded already, or something else has wrapped its scoring. Call detach() on the "
             "GuardrailsCallback it has; put several constraints into one Guard."

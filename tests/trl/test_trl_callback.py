@@ -298,6 +298,27 @@ def test_detach_refuses_to_remove_what_somebody_else_wrapped(random_model, tmp_p
     assert "_calculate_rewards" not in vars(trainer)
 
 
+def test_what_the_user_put_around_the_saving_stays_and_one_around_the_scoring_is_refused(random_model, tmp_path):
+    trainer = build_trainer(random_model, tmp_path, save_strategy="steps", save_steps=1)
+    saved, original = [], trainer._save_checkpoint
+
+    def save(*args, **kwargs):
+        original(*args, **kwargs)
+        saved.append(trainer.state.global_step)
+
+    trainer._save_checkpoint = save
+    callback = guard_trainer(trainer)
+    trainer.train()
+    assert saved == [1]
+    assert (tmp_path / "checkpoint-1" / "guardrails.json").exists()
+    callback.detach()
+    assert trainer._save_checkpoint is save
+    score = trainer._calculate_rewards
+    trainer._calculate_rewards = lambda *args: score(*args)
+    with pytest.raises(AttachError, match="something else has wrapped its scoring"):
+        guard_trainer(trainer)
+
+
 def test_a_kept_callback_does_not_keep_a_detached_trainer_alive(random_model, tmp_path):
     trainer = build_trainer(random_model, tmp_path, beta=0.1)
     divergence = Constraint("divergence", limit=0.1, cost="kl", scheduler=Fixed(0.3))  # its cost reads the host

@@ -251,6 +251,23 @@ def test_detach_leaves_the_trainer_as_it_was(random_model, tmp_path):
     assert not logged(trainer, "guardrails/fillers/cost")
 
 
+def test_what_the_user_put_around_the_log_stays(random_model, tmp_path):
+    trainer = build(random_model, tmp_path, max_steps=1)
+    seen, original = [], trainer.log
+
+    def log(logs, *args):
+        seen.append(dict(logs))
+        original(logs, *args)
+
+    trainer.log = log
+    callback = GuardrailsCallback(trainer, Guard(on_fillers(Fixed(1.0))), ledger=False)
+    trainer.add_callback(callback)
+    trainer.train()
+    assert seen[0]["guardrails/fillers/cost"] == callback.guard.decision.constraints["fillers"].cost
+    callback.detach()
+    assert trainer.log is log
+
+
 def test_training_without_add_callback_stops_with_the_cure(random_model, tmp_path):
     trainer = build(random_model, tmp_path)
     GuardrailsCallback(trainer, Guard(on_fillers(PID())))
