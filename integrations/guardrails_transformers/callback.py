@@ -14,7 +14,15 @@ from guardrails import AttachError, Dial, Guard, Rollout, RolloutError
 from guardrails_transformers import seams
 from guardrails_transformers.attached import AttachedCallback
 from guardrails_transformers.averages import Averages
-from guardrails_transformers.costs import EVALUATION, BatchFunction, Source, check_evaluation, check_gates, sources
+from guardrails_transformers.costs import (
+    EVALUATION,
+    BatchFunction,
+    Source,
+    check_evaluation,
+    check_gates,
+    reported,
+    sources,
+)
 from guardrails_transformers.dials import Dials
 from guardrails_transformers.loss import GuardedLoss, without_effect
 from guardrails_transformers.rows import Traffic
@@ -171,7 +179,7 @@ class GuardrailsCallback(AttachedCallback):
         if not self._training or not self._evaluated:
             return
         metrics = kwargs["metrics"]
-        found = {name: float(metrics[key]) for name, key in self._evaluated.items() if key in metrics}
+        found = {name: reported(key, metrics[key]) for name, key in self._evaluated.items() if key in metrics}
         if _is_scheduled(self._live.host.trainer, metrics):  # else one of the user's, such as one on the training rows
             self._reported = (self._reported or set()) | {key for key in metrics if key.startswith(EVALUATION)}
         if self._round is None:

@@ -96,6 +96,21 @@ def _source(owner: str, name: str, given: Any, host: str) -> Source:
     )
 
 
+def reported(metric: str, value: Any) -> float:
+    """Return what an evaluation reports of a metric as a number; NaN for None, which says that there was none.
+
+    Raises:
+        RolloutError: if it is something else.
+    """
+    try:
+        return float("nan") if value is None else float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RolloutError(
+            f"The evaluation reports '{metric}', which the guard reads, as {type(value).__name__} ({error}). Let "
+            "compute_metrics return one number under that name, or None where there is none to give."
+        ) from error
+
+
 def check_evaluation(trainer: Any, found: Mapping[str, Source], host: str) -> None:
     """Raise unless a trainer evaluates while it trains, if something waits for that.
 

@@ -253,6 +253,18 @@ def test_a_metric_that_no_evaluation_reports_stops_the_training(tmp_path):
     assert trainer.state.global_step == 2
 
 
+def test_a_metric_that_is_none_is_a_violation_and_one_that_is_no_number_is_named(tmp_path):
+    part = Constraint("gap", limit=0.1, cost="eval_gap", scheduler=PID())
+    trainer, guard = evaluated(tmp_path, part, drives={"gap": "args.max_grad_norm"}, max_steps=2)
+    trainer.compute_metrics = lambda prediction: {"gap": None}
+    trainer.train()
+    assert guard.decision.constraints["gap"].invalid_rows == 1
+    assert guard.multipliers["gap"] > 0.0
+    trainer.compute_metrics = lambda prediction: {"gap": [0.1, 0.2]}
+    with pytest.raises(RolloutError, match=r"reports 'eval_gap', which the guard reads, as list.*return one number"):
+        trainer.train()
+
+
 @pytest.mark.parametrize("prefix", ["train", "eval_train"])
 def test_a_users_evaluation_under_another_prefix_is_not_taken_for_one_that_lacks_the_metric(tmp_path, prefix):
     class OnTrainingRows(TrainerCallback):
