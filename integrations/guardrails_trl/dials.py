@@ -116,9 +116,9 @@ class Dials:
         for name, value in self._initial.items():
             self._set(name, value)
 
-    def _set(self, name: str, value: float) -> None:
+    def _set(self, name: str, value: float | None) -> None:
         trainer = self._trainer
-        if name == LENGTH:
+        if name == LENGTH and value is not None:  # a host may have been built without a length
             value = round(value)
         setattr(trainer, name, value)
         if name != BETA:

@@ -142,6 +142,17 @@ def test_completion_length_and_temperature_turn_from_the_next_batch_on_and_are_r
     assert torch.equal(scores(trainer), scored)
 
 
+@pytest.mark.parametrize("kind", ["grpo", "rloo"])
+def test_a_trainer_without_a_completion_length_gets_one_and_is_rid_of_it_again(random_model, tmp_path, kind):
+    metric = Scripted(0.0, requires=("lengths",))
+    dial = Dial("max_completion_length", quick(metric).between(3, 6))
+    trainer, callback = guarded(random_model, tmp_path, dial, kind=kind, max_completion_length=None)
+    trainer.train()
+    assert sizes(metric) == [3]
+    callback.detach()
+    assert trainer.max_completion_length is trainer.generation_config.max_new_tokens is None
+
+
 def test_temperature_turns_with_an_adapter_and_its_reference_too(random_model, tmp_path):
     metric = Scripted(0.0, requires=("entropy", "kl"))
     dial = Dial("temperature", quick(metric).between(1e-4, 1.0))
