@@ -68,6 +68,7 @@ class OnPolicyGuard(BaseCallback):
         self._episodes = Episodes(model.n_envs, self._names, seams.underway(model))
         self._trajectories = Trajectories(model.n_envs, guard.requires & TRAJECTORY_COLUMNS)
         self._endless = Endless(self._names)
+        self._follows: tuple[npt.NDArray[np.bool_], ...] = (seams.episode_starts(model),)
         self._critic = CostValue(model, self._scales) if cost_critic and constraints else None
         self.looks = bool(constraints or guard.gates)  # else nothing is measured: action sets of fixed width, say
         self._allocate(0)
@@ -111,10 +112,12 @@ class OnPolicyGuard(BaseCallback):
         self._allocate(self.model.rollout_buffer.buffer_size)
         self._take()  # episodes of a rollout that was cut off
         starts = seams.episode_starts(self.model)
-        self._episodes.begin(starts)
-        self._trajectories.begin(starts)
-        if self.critic is not None:
-            self.critic.begin(starts)
+        if not any(np.shares_memory(starts, known) for known in self._follows):  # the host has reset its environments
+            self._episodes.begin(starts)
+            self._trajectories.begin(starts)
+            if self.critic is not None:
+                self.critic.begin(starts)
+        self._follows = (starts,)
 
     def _on_step(self) -> bool:
         if self._released:
@@ -133,6 +136,8 @@ class OnPolicyGuard(BaseCallback):
             if done:
                 self._final_infos[step, env] = infos[env]
         self._position += 1
+        # A callback that stops ``learn`` here leaves the host with the earlier of these.
+        self._follows = (self._follows[-1], dones)
         return True
 
     def _actions(self) -> npt.NDArray[Any]:

@@ -263,6 +263,28 @@ def test_episode_sums_over_vector_environments_equal_a_tally_of_every_step(maker
     assert [r.n_rows for r in rollouts] == [3, 5]
 
 
+@pytest.mark.parametrize("saved", [False, True])
+def test_an_episode_that_had_just_begun_as_a_callback_stopped_learn_keeps_the_cost_of_its_first_step(tmp_path, saved):
+    """The second step of an episode is the last one: the host has not taken up then where the episode began."""
+
+    def watched(model, **settings):
+        guard = Guard(fixed(0.0, cost=lambda info: 1.0))
+        return wrap(model, guard, **settings), rows_of(guard)
+
+    env = vec(2, kind=Drift, length=5)
+    model, rollouts = watched(PPO("MlpPolicy", env, **SMALL))
+    model.learn(96, callback=lambda locals_, globals_: model.num_timesteps < 2 * 6)
+    if saved:
+        model.save(tmp_path / "run.zip")
+        loaded = PPO.load(tmp_path / "run.zip", env=env, device="cpu", force_reset=False)
+        model, rollouts = watched(loaded, resume=tmp_path / "run.zip")
+    model.learn(96, reset_num_timesteps=False)
+    model.learn(96)
+    costs = [cost for rollout in rollouts for cost in rollout.cost("cost")]
+    assert len(costs) == 30
+    assert set(costs) == {5.0, 8.0}
+
+
 def test_vec_normalize_scales_neither_costs_nor_the_rewards_of_the_rows():
     env = VecNormalize(vec(2, truncate=True))
     guard = Guard(fixed(2.0))
