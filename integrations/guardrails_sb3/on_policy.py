@@ -111,6 +111,8 @@ class OnPolicyGuard(BaseCallback):
         self._sum_episodes()
         self._allocate(self.model.rollout_buffer.buffer_size)
         self._take()  # episodes of a rollout that was cut off
+        if self.critic is not None and len(self._follows) > 1:  # it has seen nothing of that one
+            self.critic.begin(np.ones(self._dones.shape[1], dtype=bool))
         starts = seams.episode_starts(self.model)
         if not any(np.shares_memory(starts, known) for known in self._follows):  # the host has reset its environments
             self._episodes.begin(starts)
@@ -168,6 +170,7 @@ class OnPolicyGuard(BaseCallback):
     def _on_rollout_end(self) -> None:
         if self._released:
             return
+        self._follows = self._follows[-1:]
         if not self.looks:
             starts = np.append(self.model.rollout_buffer.episode_starts[1:], seams.episode_starts(self.model))
             record(self.logger, self.guard.step(Rollout(lengths=np.full(np.count_nonzero(starts), np.nan))), {})

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from gymnasium import spaces
-from sb3_envs import Drift, vec
+from sb3_envs import Drift, callback_of, vec
 from sb3_hosts import SMALL, spy
 from stable_baselines3 import A2C, PPO
 
@@ -80,3 +80,16 @@ def test_a_rollout_is_judged_and_learned_from_by_the_scale_it_was_collected_unde
     assert max(float(batch.actions.abs().max()) for batch in seen) <= 0.25
     model.learn(40, reset_num_timesteps=False)
     assert max(float(batch.actions.abs().max()) for batch in seen) > 0.25
+
+
+def test_predictions_of_before_a_stopped_learn_are_not_held_against_the_costs_of_the_next_episode():
+    """A rollout that is cut off is not shown to the critic, and an episode ends in it."""
+    model = PPO("MlpPolicy", vec(1, length=9), batch_size=40, n_epochs=1, **SETTINGS)
+    wrap(model, Guard(constraint()), cost_critic=SMALL, horizon=9)
+    lengths, predictions = [], callback_of(model).critic._predictions
+    judge = predictions._judge
+    predictions._judge = lambda costs, *given: lengths.append(len(costs)) or judge(costs, *given)
+    model.learn(40)  # to the fourth step of an episode
+    model.learn(40, reset_num_timesteps=False, callback=lambda *_: model.num_timesteps < 47)  # the second of the next
+    model.learn(40, reset_num_timesteps=False)
+    assert lengths == [9] * 4 + [7] + [9] * 3
