@@ -62,12 +62,14 @@ def episode_starts(model: BaseAlgorithm) -> npt.NDArray[np.bool_]:
 def underway(model: BaseAlgorithm) -> npt.NDArray[np.bool_]:
     """Return which environments are in the midst of an episode, ``(n_envs,)`` bool.
 
-    Off-policy the last transition of the replay buffer tells; where it does not, all of them may be.
+    Off-policy the last transition of the replay buffer tells, on-policy the end of the last rollout unless it was cut
+    off; where they do not, all of them may be.
     """
     if last_observations(model) is None:
         return np.zeros(model.n_envs, dtype=bool)
     if not isinstance(model, OffPolicyAlgorithm):
-        return ~episode_starts(model)
+        whole = cast(Any, model).rollout_buffer.full
+        return ~episode_starts(model) if whole else np.ones(model.n_envs, dtype=bool)
     buffer: Any = model.replay_buffer
     if not hasattr(buffer, "dones") or not buffer.size():
         return np.ones(model.n_envs, dtype=bool)

@@ -116,6 +116,17 @@ def test_an_episode_that_is_under_way_as_the_model_is_wrapped_is_left_out(tmp_pa
     assert all("predicted_cost" in info for row in rows for info in row.infos)
 
 
+def test_no_episode_of_which_a_stopped_learn_had_seen_the_first_step_counts_as_whole():
+    """It stops at the first step of the second episode of 5, which the host has not taken up, and at the sixth of 8."""
+    model = PPO("MlpPolicy", vec(2, kind=Drift, length=5), **SETTINGS)
+    model.learn(80, callback=lambda locals_, globals_: model.num_timesteps < 2 * 6)
+    own = Guard(Constraint("cost", limit=1.0, cost=lambda info: 1.0))
+    lengths, step = [], own.step
+    own.step = lambda rollout: lengths.extend(rollout.lengths) or step(rollout)
+    wrap(model, own).learn(80, reset_num_timesteps=False)
+    assert sorted(lengths) == [5.0] * 7 + [8.0] * 4
+
+
 def test_a_save_in_the_middle_of_a_rollout_holds_the_sums_up_to_that_step(tmp_path):
     def save(locals_, globals_):
         if model.num_timesteps == 2 * 27:
