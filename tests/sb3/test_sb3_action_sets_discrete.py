@@ -108,13 +108,14 @@ def test_no_refused_action_reaches_an_environment(kind, source):
 
 
 @pytest.mark.parametrize("kind", [PPO, MaskablePPO, DQN])
-def test_a_mask_in_info_is_the_one_of_the_step_before_an_error(kind):
+@pytest.mark.parametrize("source", [{"function": seen}, {"info": "action_mask"}], ids=["observation", "info"])
+def test_a_mask_is_the_one_of_the_step_before_an_error(kind, source):
     def fail(locals_, globals_):
         if model.num_timesteps in (2 * 27, 2 * 34):
             raise KeyboardInterrupt
         return True
 
-    model = wrap(build(kind), Guard(ActionMask(info="action_mask")))
+    model = wrap(build(kind), Guard(ActionMask(**source)))
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             model.learn(160, callback=fail, reset_num_timesteps=False)

@@ -62,6 +62,7 @@ class SafeActing:
         self._memory = self._enforcement.memory(model.n_envs)
         self._infos: Any = []
         self._seen: Any = None
+        self._newest: Any = None
         self._n_steps, self._ended = 0, list[list[int]]()
         self._released = self._proposing = False
         self._labelled = self._enforcement.widths()
@@ -138,6 +139,8 @@ class SafeActing:
                 if self.replayed is not None:
                     self.replayed.settle()
                 self._seen = seams.last_observations(self._model)
+                callback = kwargs["callback"] if "callback" in kwargs else args[0]
+                self._note_newest(callback.locals.get("new_obs"))
             self._relabel()  # the guard has decided, and what follows is the host's train
             self._log()
             return outcome
@@ -152,7 +155,12 @@ class SafeActing:
             self._memory = self._enforcement.memory(inner.num_envs)
         if self._seen is not seams.last_observations(self._model):  # the host has reset its environments since
             self._memory.begin()
-            self._infos = []
+            self._infos, self._newest = [], None
+
+    def _note_newest(self, observations: Any) -> None:
+        """Keep what the last step led to if a callback has ended the collection before the host took it up."""
+        if observations is not None and observations is not self._seen:
+            self._newest = observations
 
     def _relabel(self) -> None:
         """Relabel the replay buffer if a width has moved since it was done last."""
@@ -186,8 +194,8 @@ class SafeActing:
         def step_wait() -> Any:
             outcome = receive()
             if not self._released:
-                self._infos = infos = outcome[3]
-                if ended := report(memory, outcome[2], infos):
+                self._infos, self._newest = outcome[3], None
+                if ended := report(memory, outcome[2], self._infos):
                     self._ended += ended
                 self._n_steps += memory.n_rows
             return outcome
@@ -229,10 +237,10 @@ class SafeActing:
         )
 
     def _given(self) -> Any:
-        return situations.given(self._model)
+        return situations.given(self._model, self._perceived())
 
     def _perceived(self) -> Any:
-        return seams.last_observations(self._model)
+        return seams.last_observations(self._model) if self._newest is None else self._newest
 
     def _informed(self, inner: Any) -> list[Any]:
         """Return what each environment said last: at its reset, or at its last step."""

@@ -102,11 +102,15 @@ def check_alone(sets: tuple[SafeSet, ...], critic: object) -> None:
             raise AttachError(f"{part.owner} has no risk to judge by. Give critic=, or the set a risk=.")
 
 
-def given(model: BaseAlgorithm) -> Observations:
-    """Return the observations that follow the model's last step, as the environments gave them."""
+def given(model: BaseAlgorithm, perceived: Observations) -> Observations:
+    """Return the observations that follow the last step, as the environments gave them.
+
+    Args:
+        model: the host.
+        perceived: the same, as its policy gets them.
+    """
     normalizer = model.get_vec_normalize_env()
-    observations = seams.last_observations(model) if normalizer is None else normalizer.get_original_obs()
-    return pictures.as_given(model.env, observations)
+    return pictures.as_given(model.env, perceived if normalizer is None else normalizer.get_original_obs())
 
 
 def as_given(model: BaseAlgorithm, perceived: Observations) -> Observations:
