@@ -123,6 +123,21 @@ def test_a_mask_is_the_one_of_the_step_before_an_error(kind, source):
     assert breaches(model) == 0
 
 
+@pytest.mark.parametrize("kind", [PPO, DQN])
+@pytest.mark.parametrize("anew", [True, False])
+def test_a_mask_in_info_is_not_taken_from_the_reset_of_an_episode_that_was_under_way(kind, anew):
+    model = build(kind).learn(2 * 40)
+    before = breaches(model)
+    wrap(model, Guard(ActionMask(info="action_mask")))
+    if not anew:
+        with pytest.raises(RolloutError, match="under way when the model was wrapped"):
+            model.learn(2 * 40, reset_num_timesteps=False)
+        assert breaches(model) == before
+        model.set_env(model.get_env())
+    model.learn(2 * 40, reset_num_timesteps=anew)
+    assert breaches(model) == before
+
+
 def test_a_mask_in_info_holds_where_the_environments_go_on_after_resuming(tmp_path):
     env = doors()
     wrap(build(PPO, env), Guard(ActionMask(info="action_mask"))).learn(2 * 40).save(tmp_path / "run.zip")

@@ -17,7 +17,7 @@ import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from guardrails import AttachError, Guard
+from guardrails import AttachError, Guard, RolloutError
 from guardrails_sb3 import plain, seams
 from guardrails_sb3.action_sets import situations
 from guardrails_sb3.action_sets.acting import MASKS, Acting, both
@@ -61,6 +61,7 @@ class SafeActing:
         self._enforcement = self.acting.enforcement
         self._memory = self._enforcement.memory(model.n_envs)
         self._infos: Any = []
+        self._underway, self._wrapped_at = np.zeros(model.n_envs, dtype=bool), seams.last_observations(model)
         self._seen: Any = None
         self._newest: Any = None
         self._n_steps, self._ended = 0, list[list[int]]()
@@ -74,6 +75,7 @@ class SafeActing:
             self.replayed = ReplayedActions(model)
         if self._enforcement.sets:
             check_environment(model)
+            self._underway = seams.underway(model)
 
     def release(self) -> None:
         """Enforce nothing from now on, also inside a ``learn`` call that is under way."""
@@ -156,6 +158,8 @@ class SafeActing:
         if self._seen is not seams.last_observations(self._model):  # the host has reset its environments since
             self._memory.begin()
             self._infos, self._newest = [], None
+            if seams.last_observations(self._model) is not self._wrapped_at:
+                self._underway[:] = False
 
     def _note_newest(self, observations: Any) -> None:
         """Keep what the last step led to if a callback has ended the collection before the host took it up."""
@@ -243,7 +247,17 @@ class SafeActing:
         return seams.last_observations(self._model) if self._newest is None else self._newest
 
     def _informed(self, inner: Any) -> list[Any]:
-        """Return what each environment said last: at its reset, or at its last step."""
+        """Return what each environment said last: at its reset, or at its last step.
+
+        Raises:
+            RolloutError: if an episode was under way as the model was wrapped, and has not gone on since.
+        """
+        if not self._infos and self._underway.any():
+            raise RolloutError(
+                "A set asks for the last info of an episode that was under way when the model was wrapped, which was "
+                "not seen. Let the episodes begin anew: learn(..., reset_num_timesteps=True), or "
+                "model.set_env(model.get_env()) before learn."
+            )
         resets = inner.reset_infos
         return [resets[i] if fresh else self._infos[i] for i, fresh in enumerate(self._memory.fresh.tolist())]
 
