@@ -46,7 +46,9 @@ def append(archive: io.BytesIO, saved: Saved) -> None:
     state = {"schema": SCHEMA, "guard": saved.guard, "normalised": saved.normalised}
     with zipfile.ZipFile(archive, "a") as entries:
         entries.writestr(_STATE, json.dumps(state, indent=2))
-        entries.writestr(_TENSORS, save({name: tensor.contiguous() for name, tensor in saved.tensors.items()}))
+        # Copies: layers that a network knows by two names are one tensor, which safetensors refuses to write twice.
+        own = {name: value.clone(memory_format=torch.contiguous_format) for name, value in saved.tensors.items()}
+        entries.writestr(_TENSORS, save(own))
 
 
 def read(path: Target) -> Saved:

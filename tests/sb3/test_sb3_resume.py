@@ -14,6 +14,7 @@ from sb3_hosts import SMALL, host
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
 from guardrails import Constraint, Gate, Guard, Require, StateError
 from guardrails.competence import ActionVariance, CriticCalibration
@@ -184,6 +185,37 @@ def test_a_saved_zip_loads_where_this_package_cannot_be_imported(tmp_path):
     expected = PPO.load(tmp_path / "run.zip")
     action = expected.predict(torch.zeros(2).numpy(), deterministic=True)[0].tolist()
     assert result.stdout.strip() == f"{action} {sorted(vars(expected))}"
+
+
+class Pretrained(BaseFeaturesExtractor):
+    """All but the last layer of a network, as features are taken from one that was trained to classify."""
+
+    def __init__(self, space, last=None):
+        super().__init__(space, 4)
+        layers = [torch.nn.Linear(space.shape[0], 4), torch.nn.ReLU()]
+        self.whole = torch.nn.Sequential(*layers, last or torch.nn.Identity())
+        self.body = torch.nn.Sequential(*self.whole[:-1])
+
+    def forward(self, observations):
+        return self.body(observations)
+
+
+def go_on_with(tmp_path, kind, **extractor):
+    """Return what a model of such an extractor holds, and what one that was resumed from its file does."""
+    policy = {"features_extractor_class": Pretrained, "features_extractor_kwargs": extractor, "net_arch": [8]}
+    if kind is SAC:
+        model = host(SAC, environments(), policy_kwargs=policy)
+    else:
+        model = PPO("MlpPolicy", environments(), policy_kwargs=policy, **SETTINGS)
+    settings = {"cost_critic": SMALL, "horizon": 9}
+    wrap(model, guard(), **settings).learn(80).save(tmp_path / "run.zip")
+    loaded = kind.load(tmp_path / "run.zip", env=environments(), device="cpu")
+    return everything(model), everything(wrap(loaded, guard(), resume=tmp_path / "run.zip", **settings))
+
+
+@pytest.mark.parametrize("kind", [PPO, SAC])
+def test_a_features_extractor_that_knows_its_layers_by_two_names_is_saved_and_resumed(tmp_path, kind):
+    assert same(*go_on_with(tmp_path, kind))
 
 
 def test_a_file_object_holds_the_guard_too():
