@@ -40,10 +40,10 @@ def load_named(
     moments = {
         name.removeprefix("optimizer."): value for name, value in tensors.items() if name.startswith("optimizer.")
     }
-    if moments:  # an optimizer that has taken no step has no state, and never one of frozen weights
-        for index, parameter in enumerate(next(iter(modules.values())).parameters()):
-            if not parameter.requires_grad:
-                continue
+    stepped = {name.partition(".")[0] for name in moments}
+    for index, parameter in enumerate(next(iter(modules.values())).parameters()):
+        # Of weights that are frozen, take no part in the output or have taken no step an optimizer has no state.
+        if parameter.requires_grad and str(index) in stepped:
             sizes = {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
             expected |= {f"optimizer.{index}.{name}": size for name, size in sizes.items()}
     foreign = sorted(name for name in set(shapes) | set(expected) if shapes.get(name) != expected.get(name))

@@ -156,9 +156,11 @@ class CostValue:
         """
         weights, moments = self._part(tensors, "network."), self._part(tensors, "optimizer.")
         expected = {name: tensor.shape for name, tensor in self.network.state_dict().items()}
+        stepped = {name.partition(".")[0] for name in moments}
         for index, parameter in enumerate(self.network.parameters()):
-            sizes = {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
-            if moments and parameter.requires_grad:  # an optimizer that has taken no step has no state
+            # Of weights that are frozen, take no part in the output or have taken no step an optimizer has no state.
+            if parameter.requires_grad and str(index) in stepped:
+                sizes = {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
                 expected |= {f"optimizer.{index}.{name}": size for name, size in sizes.items()}
         found = weights | {f"optimizer.{name}": tensor for name, tensor in moments.items()}
         shapes = {name: tensor.shape for name, tensor in found.items()}

@@ -218,6 +218,11 @@ def test_a_features_extractor_that_knows_its_layers_by_two_names_is_saved_and_re
     assert same(*go_on_with(tmp_path, kind))
 
 
+@pytest.mark.parametrize("kind", [PPO, SAC])
+def test_a_features_extractor_with_a_layer_that_takes_no_part_is_resumed(tmp_path, kind):
+    assert same(*go_on_with(tmp_path, kind, last=torch.nn.Linear(4, 10)))
+
+
 def test_a_file_object_holds_the_guard_too():
     model = wrapped().learn(80)
     archive = io.BytesIO()
