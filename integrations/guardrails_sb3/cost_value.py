@@ -42,7 +42,8 @@ def own_randomness(seed: int, device: torch.device) -> Iterator[None]:
 
 def own_extractor(policy: BasePolicy) -> BaseFeaturesExtractor:
     """Return the policy's kind of features extractor, built anew, with copies of the modules it is built of."""
-    return copy.deepcopy(policy.make_features_extractor())
+    with torch.no_grad():  # what ``weight_norm`` computes of its parameters is copied only without their gradients
+        return copy.deepcopy(policy.make_features_extractor())
 
 
 class _Network(nn.Module):

@@ -200,9 +200,20 @@ class Pretrained(BaseFeaturesExtractor):
         return self.body(observations)
 
 
-def go_on_with(tmp_path, kind, **extractor):
+class Normed(BaseFeaturesExtractor):
+    """A layer whose weights are computed of a direction and a length."""
+
+    def __init__(self, space):
+        super().__init__(space, 4)
+        self.layer = torch.nn.utils.weight_norm(torch.nn.Linear(space.shape[0], 4))
+
+    def forward(self, observations):
+        return self.layer(observations)
+
+
+def go_on_with(tmp_path, kind, extractor=Pretrained, **given):
     """Return what a model of such an extractor holds, and what one that was resumed from its file does."""
-    policy = {"features_extractor_class": Pretrained, "features_extractor_kwargs": extractor, "net_arch": [8]}
+    policy = {"features_extractor_class": extractor, "features_extractor_kwargs": given, "net_arch": [8]}
     if kind is SAC:
         model = host(SAC, environments(), policy_kwargs=policy)
     else:
@@ -221,6 +232,11 @@ def test_a_features_extractor_that_knows_its_layers_by_two_names_is_saved_and_re
 @pytest.mark.parametrize("kind", [PPO, SAC])
 def test_a_features_extractor_with_a_layer_that_takes_no_part_is_resumed(tmp_path, kind):
     assert same(*go_on_with(tmp_path, kind, last=torch.nn.Linear(4, 10)))
+
+
+@pytest.mark.parametrize("kind", [PPO, SAC])
+def test_a_features_extractor_with_weight_norm_is_guarded_and_resumed(tmp_path, kind):
+    assert same(*go_on_with(tmp_path, kind, Normed))
 
 
 def test_a_file_object_holds_the_guard_too():
