@@ -172,6 +172,15 @@ def test_what_a_rate_limit_as_the_actions_round_it_would_cut_is_not_found_inside
     assert rate.held(beyond, where, {"max_change": 0.7}) is None
 
 
+def test_a_rate_limit_serves_models_with_actions_of_other_dimensions_one_after_the_other():
+    where, rate = situation(0, discrete=False), RateLimit(0.7)
+    for n_dimensions in (1, 3, 2):
+        where.previous = np.zeros((1, n_dimensions), np.float32)
+        last_moves = np.eye(n_dimensions, dtype=np.float32)[-1:]
+        assert rate.held(where.previous, where, {"max_change": 0.7})[1] is None
+        assert rate.held(last_moves, where, {"max_change": 0.7}) is None
+
+
 @pytest.mark.parametrize("spoilt", [np.nan, np.inf, -np.inf])
 def test_one_number_that_is_not_finite_is_left_to_arrays(spoilt):
     where = situation(0, discrete=False)

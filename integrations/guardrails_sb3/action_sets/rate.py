@@ -39,7 +39,7 @@ class RateLimit(SafeSet):
         self.max_change = max_change
         self._each: Array | None = None
         self._width: float | Between | None = None
-        self._kept: tuple[float | None, Any, list[float]] | None = None
+        self._kept: tuple[float | None, Any, int, list[float]] | None = None
         if isinstance(max_change, (Sequence, np.ndarray)):
             self._each = np.array([self._positive(float(value)) for value in max_change])
         else:
@@ -81,8 +81,8 @@ class RateLimit(SafeSet):
 
     def _limits(self, actions: Array, widths: Mapping[str, float]) -> list[float]:
         """Return the limit of each dimension, as ``actions`` round it, kept from the last call."""
-        width = widths["max_change"] if self._each is None else None
-        if self._kept is None or self._kept[:2] != (width, actions.dtype):
-            each = np.full(actions.shape[1], width) if self._each is None else self._each
-            self._kept = width, actions.dtype, each.astype(actions.dtype).tolist()
-        return self._kept[2]
+        width, n_dimensions = widths["max_change"] if self._each is None else None, actions.shape[1]
+        if self._kept is None or self._kept[:3] != (width, actions.dtype, n_dimensions):
+            each = np.full(n_dimensions, width) if self._each is None else self._each
+            self._kept = width, actions.dtype, n_dimensions, each.astype(actions.dtype).tolist()
+        return self._kept[3]
