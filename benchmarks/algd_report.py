@@ -55,8 +55,8 @@ def write(records, steps):
 
 def _table(runs, limit):
     rows = [
-        "| arm | seeds | return | discounted cost | cost | over | expected | λ at the end | swing of λ | CPU min |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| arm | seeds | return | discounted cost | cost | over | expected | λ at the end | swing of λ |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for arm, words in ARMS.items():
         found = [run for run in runs if run["arm"] == arm]
@@ -64,7 +64,6 @@ def _table(runs, limit):
             continue
         ends = np.array([np.mean(run["played"][-LAST:], axis=0) for run in found])
         over = [_over(run, limit) for run in found]
-        minutes = np.mean([run["cpu_s"] for run in found]) / 60
         swings = ["", "", ""]
         if arm != "unguarded":
             last = [run["duals"][-1][1] for run in found]
@@ -72,7 +71,7 @@ def _table(runs, limit):
             known = [np.mean([each[1] for each in run["estimates"][-LAST:]]) for run in found if "estimates" in run]
             swings = [_spread(known, 1) if known else "", _spread(last, 2), f"{swing:.3f} ({about:.3f})"]
         cells = [_spread(ends[:, 1], 0), _spread(ends[:, 3], 1), _spread(ends[:, 2], 0), f"{np.mean(over):.0%}"]
-        rows.append(f"| {words} | {len(found)} | {' | '.join(cells + swings)} | {minutes:.0f} |")
+        rows.append(f"| {words} | {len(found)} | {' | '.join(cells + swings)} |")
     return rows
 
 
