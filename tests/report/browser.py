@@ -57,6 +57,9 @@ class Screen:
         self.driver.execute_cdp_cmd("Emulation.setFocusEmulationEnabled", {"enabled": True})
         self.scheme(scheme)
         self.driver.get(path.as_uri())
+        # Charts are drawn once their size is known, which on a busy machine is after the page has loaded.
+        drawn = "const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(done));"
+        self.driver.execute_async_script(drawn)
         return self
 
     def scheme(self, name):
