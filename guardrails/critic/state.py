@@ -9,12 +9,19 @@ from torch import nn
 
 from guardrails.errors import StateError
 
+_IDLE = "optimizer.idle"
+"""Names the places of weights of which the optimizer has no state, since they take no part in the output."""
+
 
 def named(modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """Return the weights of each module, and the state of the optimizer, by name."""
     tensors = {f"{part}.{name}": value for part, module in modules.items() for name, value in _weights(module).items()}
-    for index, entry in optimizer.state_dict()["state"].items():
+    states = optimizer.state_dict()["state"]
+    for index, entry in states.items():
         tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in entry.items()}
+    idle = [index for index, value in _trained(modules) if index not in states]
+    if states and idle:
+        tensors[_IDLE] = torch.tensor(idle)
     return tensors
 
 
@@ -35,17 +42,15 @@ def load_named(
     Raises:
         StateError: if names or shapes are not those of the modules.
     """
-    shapes = {name: value.shape for name, value in tensors.items()}
+    shapes = {name: value.shape for name, value in tensors.items() if name != _IDLE}
     expected = {f"{part}.{name}": value.shape for part, m in modules.items() for name, value in _weights(m).items()}
-    moments = {
-        name.removeprefix("optimizer."): value for name, value in tensors.items() if name.startswith("optimizer.")
-    }
-    stepped = {name.partition(".")[0] for name in moments}
-    for index, parameter in enumerate(next(iter(modules.values())).parameters()):
-        # Of weights that are frozen, take no part in the output or have taken no step an optimizer has no state.
-        if parameter.requires_grad and str(index) in stepped:
-            sizes = {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
-            expected |= {f"optimizer.{index}.{name}": size for name, size in sizes.items()}
+    moments = {name.removeprefix("optimizer."): tensors[name] for name in shapes if name.startswith("optimizer.")}
+    if moments:  # an optimizer that has taken no step has no state, and never one of weights that take no part
+        idle = tensors[_IDLE].flatten().tolist() if _IDLE in tensors else []
+        for index, parameter in _trained(modules):
+            if index not in idle:
+                sizes = {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+                expected |= {f"optimizer.{index}.{name}": size for name, size in sizes.items()}
     foreign = sorted(name for name in set(shapes) | set(expected) if shapes.get(name) != expected.get(name))
     if foreign:
         raise StateError(
@@ -60,6 +65,12 @@ def load_named(
         position, _, field = name.partition(".")
         state.setdefault(int(position), {})[field] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def _trained(modules: Mapping[str, nn.Module]) -> list[tuple[int, nn.Parameter]]:
+    """Return the weights of the first module that are not frozen, with their places in its optimizer."""
+    first = next(iter(modules.values()))
+    return [(index, value) for index, value in enumerate(first.parameters()) if value.requires_grad]
 
 
 def _weights(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -20,7 +20,7 @@ from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, create_mlp
 from torch import nn
 
-from guardrails import StateError
+from guardrails.critic.state import load_named, named
 
 FloatArray = npt.NDArray[np.float64]
 Observations = npt.NDArray[Any] | dict[str, npt.NDArray[Any]]
@@ -144,43 +144,16 @@ class CostValue:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return weights and optimizer state by name."""
-        named = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
-        for index, entry in self.optimizer.state_dict()["state"].items():
-            named |= {f"optimizer.{index}.{name}": tensor for name, tensor in entry.items()}
-        return named
+        return named({"network": self.network}, self.optimizer)
 
     def load_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Restore what `tensors` returned; all of it or nothing.
+        """Restore what `tensors` returned, which may stand among others; all of it or nothing.
 
         Raises:
             StateError: if names or shapes are not those of this network.
         """
-        weights, moments = self._part(tensors, "network."), self._part(tensors, "optimizer.")
-        expected = {name: tensor.shape for name, tensor in self.network.state_dict().items()}
-        stepped = {name.partition(".")[0] for name in moments}
-        for index, parameter in enumerate(self.network.parameters()):
-            # Of weights that are frozen, take no part in the output or have taken no step an optimizer has no state.
-            if parameter.requires_grad and str(index) in stepped:
-                sizes = {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
-                expected |= {f"optimizer.{index}.{name}": size for name, size in sizes.items()}
-        found = weights | {f"optimizer.{name}": tensor for name, tensor in moments.items()}
-        shapes = {name: tensor.shape for name, tensor in found.items()}
-        foreign = sorted(name for name in set(shapes) | set(expected) if shapes.get(name) != expected.get(name))
-        if foreign:
-            raise StateError(
-                f"The saved cost value function does not fit this model: {', '.join(foreign)} differ. Resume with the "
-                "policy architecture, observation space and constraints the run was saved with."
-            )
-        self.network.load_state_dict(weights)
-        state: dict[int, dict[str, torch.Tensor]] = {}
-        for name, tensor in moments.items():
-            position, _, field = name.partition(".")
-            state.setdefault(int(position), {})[field] = tensor
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
-
-    @staticmethod
-    def _part(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        own = {name: value for name, value in tensors.items() if name.startswith(("network.", "optimizer."))}
+        load_named("cost value function", {"network": self.network}, self.optimizer, own)
 
 
 def _rows(observations: Any, chosen: Any) -> Any:

@@ -26,9 +26,9 @@ from guardrails import AttachError, Guard, Rollout
 from guardrails_transformers.attached import AttachedCallback
 from guardrails_transformers.averages import Averages
 from guardrails_transformers.rows import Rows, Traffic
-from guardrails_transformers.wrapping import SHARED, Wrapping, is_wrapped
+from guardrails_transformers.wrapping import SHARED, Wrapping
 from guardrails_trl.costs import cost_functions, is_async
-from guardrails_trl.seams import SUPPORTED
+from guardrails_trl.seams import SUPPORTED, check_free
 
 SCORE = "_calculate_rewards_from_functions"
 LOG = "log"
@@ -155,11 +155,7 @@ class PairsCallback(AttachedCallback):
 
 def _check(trainer: Any, name: str) -> None:
     base = next(base for base in type(trainer).__mro__ if base.__name__ == "OnlineDPOTrainer")
-    if SCORE in vars(trainer) or any(is_wrapped(trainer, method) for method in _PARAMETERS):
-        raise AttachError(
-            f"This {name} is guarded already, or something else has wrapped its scoring. Call detach() on the "
-            "GuardrailsCallback it has; put several constraints into one Guard."
-        )
+    check_free(trainer, name, _PARAMETERS, (SCORE,))
     for method, expected in _PARAMETERS.items():
         function = getattr(base, method, None)
         if function is None or list(inspect.signature(function).parameters)[1:] != expected:

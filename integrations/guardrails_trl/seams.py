@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias
 
@@ -203,13 +203,21 @@ class Host(Wrapping):
                 del store[name]
 
 
-def _check(trainer: Any, base: type, name: str) -> None:
-    replaced = any(method in vars(trainer) for method in (SCORE, GENERATE_AND_SCORE))
-    if replaced or any(is_wrapped(trainer, method) for method in _PARAMETERS):
+def check_free(trainer: Any, name: str, methods: Iterable[str], own: Iterable[str]) -> None:
+    """Raise unless nothing of a guard's is in the place of ``methods``, and nothing of anybody's in that of ``own``.
+
+    Raises:
+        AttachError: otherwise.
+    """
+    if any(method in vars(trainer) for method in own) or any(is_wrapped(trainer, method) for method in methods):
         raise AttachError(
             f"This {name} is guarded already, or something else has wrapped its scoring. Call detach() on the "
             "GuardrailsCallback it has; put several constraints into one Guard."
         )
+
+
+def _check(trainer: Any, base: type, name: str) -> None:
+    check_free(trainer, name, _PARAMETERS, (SCORE, GENERATE_AND_SCORE))
     version = f"training-guardrails does not know the {base.__name__} of TRL {trl.__version__}"
     cure = f"Install {SUPPORTED} or upgrade training-guardrails."
     if Version(trl.__version__) < Version("1.6"):
