@@ -61,7 +61,9 @@ def rloo(values: Tensor, num_generations: int, *, normalize: bool) -> Tensor:
         tensor([-2.,  2.])
     """
     grouped = values.view(-1, num_generations)
-    others = (grouped.sum(dim=1, keepdim=True) - grouped) / (num_generations - 1)
+    # Divided by a tensor, as the host does: a GPU multiplies by the reciprocal of a number, which rounds otherwise.
+    siblings = torch.full_like(grouped[:, :1], num_generations - 1)
+    others = (grouped.sum(dim=1, keepdim=True) - grouped) / siblings
     advantages = values - others.view(-1)
     if normalize:
         advantages = (advantages - advantages.mean()) / (_std(advantages).squeeze() + _EPS)

@@ -12,6 +12,7 @@ import urllib.parse
 import gymnasium as gym
 import numpy as np
 import pytest
+from devices import ON_CPU
 from stable_baselines3 import PPO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
@@ -156,7 +157,7 @@ def test_a_trl_run_logs_all_and_the_layout_fits_its_tags(tmp_path, monkeypatch):
         save_strategy="no",
         report_to="tensorboard",
         bf16=False,
-        use_cpu=True,
+        use_cpu=ON_CPU,
         disable_tqdm=True,
     )
     trainer = GRPOTrainer(

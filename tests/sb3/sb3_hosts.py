@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from devices import DEVICE
 from sb3_contrib import QRDQN, TQC, CrossQ
 from sb3_envs import Drift, Gamble, callback_of, vec
 from stable_baselines3 import DDPG, DQN, SAC, TD3
@@ -28,7 +29,7 @@ def settings_of(kind):
 
 def host(kind=SAC, env=None, policy="MlpPolicy", **settings):
     env = env if env is not None else vec(2, kind=Gamble if kind in GREEDY else Drift, length=9)
-    common = {"learning_starts": 30, "batch_size": 16, "seed": 0, "device": "cpu", "buffer_size": 400}
+    common = {"learning_starts": 30, "batch_size": 16, "seed": 0, "device": DEVICE, "buffer_size": 400}
     return kind(policy, env, **common | settings_of(kind) | settings)
 
 

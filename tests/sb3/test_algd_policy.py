@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from devices import DEVICE, ON_CPU
 from gymnasium import Env, spaces
 from sb3_envs import Drift, callback_of, learn, parameters, same, vec
 from sb3_hosts import SMALL, guarded, host
@@ -69,8 +70,8 @@ def test_actions_lie_in_the_environments_bounds_and_only_the_stochastic_ones_var
 
 def test_the_deterministic_action_is_the_path_from_zero_without_noise():
     actor = diffusion("ve").actor
-    observations = torch.randn(4, 2)
-    latents, outputs = torch.zeros(4, 1), actor.network.at(observations)
+    observations = torch.randn(4, 2, device=DEVICE)
+    latents, outputs = torch.zeros(4, 1, device=DEVICE), actor.network.at(observations)
     for t in (2, 1, 0):
         latents = latents + actor.schedule.increment(t) * outputs(torch.tanh(latents), t)[:, 0]
     assert torch.allclose(actor(observations, deterministic=True), torch.tanh(latents), atol=1e-6)  # float32
@@ -78,7 +79,7 @@ def test_the_deterministic_action_is_the_path_from_zero_without_noise():
 
 def test_the_path_of_a_sampling_is_what_the_score_network_was_asked_about():
     actor = diffusion("ve").actor
-    observations, asked, at = torch.randn(5, 2), {}, actor.network.at
+    observations, asked, at = torch.randn(5, 2, device=DEVICE), {}, actor.network.at
 
     def listening(features):
         outputs = at(features)
@@ -113,7 +114,10 @@ def test_a_saved_model_and_a_saved_policy_act_as_before(tmp_path, sde):
     model.policy.save(tmp_path / "policy")
     observations = np.random.default_rng(0).normal(size=(6, 2)).astype(np.float32)
     wanted = model.predict(observations, deterministic=True)[0]
-    for other in (SAC.load(tmp_path / "run.zip", device="cpu").policy, DiffusionPolicy.load(tmp_path / "policy")):
+    for other in (
+        SAC.load(tmp_path / "run.zip", device=DEVICE).policy,
+        DiffusionPolicy.load(tmp_path / "policy", device=DEVICE),
+    ):
         assert np.array_equal(other.predict(observations, deterministic=True)[0], wanted)
         assert other.diffusion == model.policy.diffusion
         assert other.score_matching == ScoreMatching(samples=2, beta=3.0)
@@ -121,7 +125,7 @@ def test_a_saved_model_and_a_saved_policy_act_as_before(tmp_path, sde):
 
 def test_twin_critics_give_what_separate_networks_would_and_the_actors_loss_leaves_them_alone():
     critic = diffusion("ve").critic
-    observations, actions = torch.randn(7, 2), torch.rand(7, 1, requires_grad=True)
+    observations, actions = torch.randn(7, 2, device=DEVICE), torch.rand(7, 1, device=DEVICE, requires_grad=True)
     nets = critic.q_networks
     for member, values in enumerate(critic(observations, actions)):
         hidden = torch.cat([observations, actions], dim=1)
@@ -167,7 +171,7 @@ def test_a_guarded_run_that_is_saved_and_resumed_equals_one_that_was_not(tmp_pat
     go_on(through)
     guard = own_guard()
     resumed = wrapped(
-        SAC.load(tmp_path / "run.zip", env=environments(), device="cpu"), guard, resume=tmp_path / "run.zip"
+        SAC.load(tmp_path / "run.zip", env=environments(), device=DEVICE), guard, resume=tmp_path / "run.zip"
     )
     resumed.load_replay_buffer(tmp_path / "replay.pkl")
     go_on(resumed)
@@ -178,7 +182,7 @@ def test_a_guarded_run_that_is_saved_and_resumed_equals_one_that_was_not(tmp_pat
 def test_a_generator_of_another_kind_of_device_starts_afresh_and_says_so(caplog):
     seams = callback_of(wrapped(diffusion(), own_guard())).critic._seams
     before = seams.tensors()["generator"]
-    seams.load_tensors({"generator": torch.zeros(16, dtype=torch.uint8)})  # as a GPU's is
+    seams.load_tensors({"generator": torch.zeros(16 if ON_CPU else 5056, dtype=torch.uint8)})  # 16 is a GPU's
     assert torch.equal(seams.tensors()["generator"], before)
     assert "starts afresh" in caplog.text
 
@@ -244,8 +248,8 @@ def test_the_score_target_knows_every_constraint_and_the_dial_of_their_penalty()
     host, seams = safety_critic(model), callback_of(model).critic._seams
     assert guard.dials["penalty"] == 0.25
     generator = torch.Generator().manual_seed(0)
-    observations = torch.randn(20, 2, generator=generator)
-    samples = torch.randn(4, 20, 1, generator=generator)
+    observations = torch.randn(20, 2, generator=generator).to(DEVICE)
+    samples = torch.randn(4, 20, 1, generator=generator).to(DEVICE)
     with torch.no_grad():
         for parameter in [*model.critic.parameters(), *host.critic.network.parameters()]:
             parameter.mul_(2.0)  # young networks are nearly flat
@@ -263,7 +267,7 @@ def test_the_score_target_knows_every_constraint_and_the_dial_of_their_penalty()
 
 def test_after_learn_the_critic_tells_rewards_alone_also_where_gradients_are_wanted():
     model = guarded(diffusion(), Constraint("cost", limit=0.2, scheduler=Fixed(3.0))).learn(60)
-    observations, actions = torch.zeros(4, 2), torch.zeros(4, 1)
+    observations, actions = torch.zeros(4, 2, device=DEVICE), torch.zeros(4, 1, device=DEVICE)
     plain = model.critic(observations, actions)[0]
     assert torch.allclose(model.critic(observations, actions.clone().requires_grad_())[0], plain, atol=1e-6)  # float32
     seams, updates = callback_of(model).critic._seams, model._n_updates

@@ -24,6 +24,7 @@ from algd_reference import (
     ve_sigmas,
     ve_step,
 )
+from devices import DEVICE
 from sb3_envs import callback_of
 from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback
@@ -110,14 +111,14 @@ def test_the_reverse_steps_of_the_reference_draw_from_the_distribution_whose_sco
 
 
 def of_tensor(value):
-    return value.detach().double().numpy()
+    return value.detach().cpu().double().numpy()
 
 
 def test_the_score_target_is_the_references():
     draw = np.random.default_rng(1)
     energies, gradients = 3.0 * draw.normal(size=(4, 32)), draw.normal(size=(4, 32, 3))
     found = algd.score_target(torch.from_numpy(energies), torch.from_numpy(gradients), 0.7)
-    np.testing.assert_allclose(found.numpy(), score_target(energies, gradients, 0.7), rtol=1e-12)
+    np.testing.assert_allclose(found.cpu().numpy(), score_target(energies, gradients, 0.7), rtol=1e-12)
 
 
 def test_a_reverse_step_of_the_variance_exploding_diffusion_is_the_references():
@@ -126,9 +127,9 @@ def test_a_reverse_step_of_the_variance_exploding_diffusion_is_the_references():
     schedule = algd.ve_schedule(5)
     for t in range(5):
         found = schedule.reverse_step(*map(torch.from_numpy, (latents, scores[:, None])), t, torch.from_numpy(noise))
-        np.testing.assert_allclose(found.numpy(), ve_step(latents, scores, ve_sigmas(5), t, noise), rtol=1e-12)
+        np.testing.assert_allclose(found.cpu().numpy(), ve_step(latents, scores, ve_sigmas(5), t, noise), rtol=1e-12)
         mean = schedule.reverse_step(*map(torch.from_numpy, (latents, scores[:, None])), t, None)
-        np.testing.assert_allclose(mean.numpy(), ve_step(latents, scores, ve_sigmas(5), t, 0.0), rtol=1e-12)
+        np.testing.assert_allclose(mean.cpu().numpy(), ve_step(latents, scores, ve_sigmas(5), t, 0.0), rtol=1e-12)
     assert schedule.start == ve_sigmas(5)[-1]
     np.testing.assert_allclose(schedule.spreads, ve_sigmas(5), rtol=1e-12)
 
@@ -141,7 +142,7 @@ def test_a_reverse_step_of_the_denoising_diffusion_is_the_references():
     for t in range(5):
         found = schedule.reverse_step(torch.from_numpy(latents), outputs, t, torch.from_numpy(noise))
         # the length of φ is kept from 0 by 1e-8, a shift of 0.05 · 1e-8 / ‖φ‖
-        np.testing.assert_allclose(found.numpy(), process.step(latents, scores, expected, t, noise), atol=1e-7)
+        np.testing.assert_allclose(found.cpu().numpy(), process.step(latents, scores, expected, t, noise), atol=1e-7)
     np.testing.assert_allclose(schedule.spreads, np.sqrt(1.0 - process.bars), rtol=1e-12)
 
 
@@ -153,17 +154,17 @@ def test_an_action_is_the_end_of_the_references_path(sde, deterministic):
     actor.extract_features = lambda observations, extractor: observations  # preprocessing ends in float32
     with torch.no_grad():
         network.head.weight.mul_(5.0)
-    observations = torch.randn(16, 3, dtype=torch.float64)
+    observations = torch.randn(16, 3, dtype=torch.float64, device=DEVICE)
     torch.manual_seed(1)
     found = of_tensor(actor(observations, deterministic))
     torch.manual_seed(1)
-    noises = torch.randn(5, 16, 2, dtype=torch.float64).numpy() * (not deterministic)
+    noises = torch.randn(5, 16, 2, dtype=torch.float64, device=DEVICE).cpu().numpy() * (not deterministic)
 
     layers = [(of_tensor(each.weight).T, of_tensor(each.bias)) for each in [*network.layers, network.head]]
     embedded, process, sigmas = of_tensor(network.embedding.weight), DDPM(5), ve_sigmas(5)
     latents = noises[0] * (sigmas[-1] if sde == "ve" else 1.0)
     for t in range(4, -1, -1):
-        hidden = np.concatenate([observations.numpy(), np.tanh(latents), np.tile(embedded[t], (16, 1))], axis=1)
+        hidden = np.concatenate([observations.cpu().numpy(), np.tanh(latents), np.tile(embedded[t], (16, 1))], axis=1)
         for index, (weight, bias) in enumerate(layers):
             hidden = hidden @ weight + bias
             hidden = relu(hidden)[0] if index < len(layers) - 1 else hidden
@@ -245,7 +246,7 @@ def diffused(rho, sde="ve", **settings):
         scale=settings.pop("scale", 1.0) / unit,
     )
     policy = {"sde": sde, "net_arch": {"pi": [32, 32], "qf": [24, 24]}}
-    sac = {"learning_starts": 100, "batch_size": 64, "gamma": GAMMA, "seed": 0, "device": "cpu", "ent_coef": 0.0}
+    sac = {"learning_starts": 100, "batch_size": 64, "gamma": GAMMA, "seed": 0, "device": DEVICE, "ent_coef": 0.0}
     model = SAC(DiffusionPolicy, Plain(), policy_kwargs=policy, **sac | settings)
     critics = Ensemble(hidden=(24, 24), activation="silu", learning_rate=1e-3)
     return wrap(model, Guard(constraint), cost_critic=critics, horizon=HORIZON, dual_interval=DUAL)
@@ -283,20 +284,20 @@ def test_energies_and_their_slopes_are_those_of_the_models_critics(rho, scale):
     with torch.no_grad():
         for parameter in [*model.critic.parameters(), *critic.network.parameters()]:
             parameter.mul_(2.0)  # at their first weights they are nearly flat
-    observations = torch.randn(48, 3, generator=generator, dtype=torch.float64)
-    samples = torch.randn(4, 48, 2, generator=generator, dtype=torch.float64)
+    observations = torch.randn(48, 3, generator=generator, dtype=torch.float64).to(DEVICE)
+    samples = torch.randn(4, 48, 2, generator=generator, dtype=torch.float64).to(DEVICE)
     energies, gradients = seams._slopes(observations, samples)
     rewarded, costly = judges(model)
     exact = [
-        reference_energy(rewarded, costly, observations.numpy(), actions.numpy(), rho=rho / scale)
+        reference_energy(rewarded, costly, observations.cpu().numpy(), actions.cpu().numpy(), rho=rho / scale)
         for actions in samples
     ]
-    violated = risk(*evaluate(costly, observations.numpy(), samples[0].numpy()), 1.0)[0] > LIMIT
+    violated = risk(*evaluate(costly, observations.cpu().numpy(), samples[0].cpu().numpy()), 1.0)[0] > LIMIT
     assert 0.05 < violated.mean() < 0.95, "both sides of the limit are to be seen"
     exact_energies, exact_gradients = map(np.stack, zip(*exact, strict=True))
     # the critic's unit is a float32
-    np.testing.assert_allclose(energies.numpy(), exact_energies, rtol=1e-6, atol=1e-7)
-    target = algd.score_target(energies, gradients).numpy()
+    np.testing.assert_allclose(energies.cpu().numpy(), exact_energies, rtol=1e-6, atol=1e-7)
+    target = algd.score_target(energies, gradients).cpu().numpy()
     # a slope whose weight is below 1e-9 is left out
     np.testing.assert_allclose(target, score_target(exact_energies, exact_gradients, 1.0), rtol=1e-6, atol=1e-6)
 
@@ -387,7 +388,7 @@ def test_the_actor_descends_the_mean_energy_and_the_weighted_score_loss(sde):
     seams._slopes = noting
     model.learn(STEPS)
     model.actor.optimizer.register_step_pre_hook(stepping)
-    generator = torch.Generator()
+    generator = torch.Generator(DEVICE)
     generator.set_state(seams._generator.get_state())
     acted = []
     model.critic.register_forward_hook(lambda module, args, output: acted.append(args))
@@ -400,17 +401,19 @@ def test_the_actor_descends_the_mean_energy_and_the_weighted_score_loss(sde):
     assert model.logger.name_to_value["train/actor_loss"] == pytest.approx(mean, rel=1e-4)
 
     path, weight = model.actor.path, model.policy.score_matching.weight
-    steps = torch.randint(5, (64,), generator=generator)
-    noise = torch.randn(4, 64, 2, generator=generator)
-    visited = path.actions[steps, torch.arange(64)]
-    spreads = torch.tensor(ve_sigmas(5) if sde == "ve" else np.sqrt(1.0 - DDPM(5).bars), dtype=torch.float32)
+    steps = torch.randint(5, (64,), generator=generator, device=DEVICE)
+    noise = torch.randn(4, 64, 2, generator=generator, device=DEVICE)
+    visited = path.actions[steps, torch.arange(64, device=DEVICE)]
+    spreads = torch.tensor(
+        ve_sigmas(5) if sde == "ve" else np.sqrt(1.0 - DDPM(5).bars), dtype=torch.float32, device=DEVICE
+    )
     samples = visited + spreads[steps, None] * noise
     torch.testing.assert_close(noted["samples"], samples)
     energies, gradients = zip(
         *(reference_energy(*noted["judges"], observations, of_tensor(each), **settings) for each in samples),
         strict=True,
     )
-    target = torch.from_numpy(score_target(np.stack(energies), np.stack(gradients), 1.0)).float()
+    target = torch.from_numpy(score_target(np.stack(energies), np.stack(gradients), 1.0)).float().to(DEVICE)
     model.actor.load_state_dict(noted["actor"])  # as it was when the loss was taken
     scores = model.actor.scores(path.observations, visited, steps)
     loss = weight * (scores - target).square().mean()

@@ -7,7 +7,7 @@ import cloudpickle
 import gymnasium as gym
 import numpy as np
 import pytest
-import torch
+from devices import DEVICE
 from gymnasium import spaces
 from sb3_contrib import TRPO, RecurrentPPO
 from sb3_envs import Drift, callback_of, learn, parameters, same, vec
@@ -35,8 +35,8 @@ from guardrails_sb3 import (
 )
 from guardrails_sb3.wrap import attachment_of
 
-SETTINGS = {"n_steps": 40, "batch_size": 40, "n_epochs": 2, "seed": 0, "device": "cpu"}
-OFF_POLICY = {"learning_starts": 20, "buffer_size": 400, "batch_size": 16, "seed": 0, "device": "cpu"}
+SETTINGS = {"n_steps": 40, "batch_size": 40, "n_epochs": 2, "seed": 0, "device": DEVICE}
+OFF_POLICY = {"learning_starts": 20, "buffer_size": 400, "batch_size": 16, "seed": 0, "device": DEVICE}
 OFF_POLICY |= {"train_freq": 4}
 PLACE = Drift.observation_space
 
@@ -120,7 +120,7 @@ def test_no_action_outside_the_sets_reaches_an_environment_and_the_policy_learns
     own = []
     policy = {} if kind is not RecurrentPPO else {"policy_kwargs": {"lstm_hidden_size": 8}}
     env = vec(2, kind=Spied, length=8)
-    model = kind("MlpLstmPolicy" if policy else "MlpPolicy", env, n_steps=40, seed=0, device="cpu", **policy)
+    model = kind("MlpLstmPolicy" if policy else "MlpPolicy", env, n_steps=40, seed=0, device=DEVICE, **policy)
     wrap(model, Guard(ActionBox(0.5), RateLimit(0.2)))
     model.learn(160, callback=lambda locals_, globals_: own.append(np.array(locals_["actions"])) or True)
     assert np.abs(flat(model)).max() <= 0.5
@@ -155,9 +155,9 @@ def test_a_guard_of_nothing_but_fixed_sets_counts_its_episodes_and_hides_no_step
 def test_log_probabilities_stay_those_of_the_actions_the_policy_drew():
     model = model_of(ActionBox(0.125), n_epochs=1, learning_rate=0.0).learn(80)
     buffer = model.rollout_buffer  # flat, once it has been trained on
-    observations, actions = torch.as_tensor(buffer.observations), torch.as_tensor(buffer.actions)
+    observations, actions = map(buffer.to_torch, (buffer.observations, buffer.actions))
     _, log_probabilities, _ = model.policy.evaluate_actions(observations, actions)
-    assert np.allclose(log_probabilities.detach().numpy(), buffer.log_probs.ravel(), atol=1e-5)  # float32 sums
+    assert np.allclose(log_probabilities.detach().cpu().numpy(), buffer.log_probs.ravel(), atol=1e-5)  # float32 sums
     assert np.abs(flat(model)).max() <= 0.125
 
 
@@ -350,7 +350,7 @@ def test_a_rate_limit_counts_from_what_was_executed_also_where_an_environment_ed
 
 def test_a_recurrent_policy_keeps_its_own_state_beside_the_sets(caplog):
     env = vec(2, kind=Spied, length=8)
-    model = RecurrentPPO("MlpLstmPolicy", env, n_steps=40, seed=0, device="cpu", policy_kwargs={"lstm_hidden_size": 8})
+    model = RecurrentPPO("MlpLstmPolicy", env, n_steps=40, seed=0, device=DEVICE, policy_kwargs={"lstm_hidden_size": 8})
     observations = np.random.default_rng(0).normal(size=(6, 2, 2)).astype(np.float32)
 
     def rolled():
@@ -467,7 +467,7 @@ def test_a_saved_zip_loads_without_the_sets_and_resumes_with_the_episode_under_w
     state = callback_of(through).guard.state_dict()
 
     own = guard()
-    loaded = PPO.load(tmp_path / "run.zip", env=env, device="cpu", force_reset=False)
+    loaded = PPO.load(tmp_path / "run.zip", env=env, device=DEVICE, force_reset=False)
     wrap(loaded, own, resume=tmp_path / "run.zip")
     assert own.state_dict() == state
     assert own.dials == callback_of(through).guard.dials
@@ -501,7 +501,7 @@ def test_resuming_equals_training_through(tmp_path):
 
     through = wrap(PPO("MlpPolicy", vec(2, kind=Spied, length=25), **SETTINGS), guard()).learn(160)
     through.save(tmp_path / "run.zip")
-    loaded = PPO.load(tmp_path / "run.zip", env=vec(2, kind=Spied, length=25), device="cpu")
+    loaded = PPO.load(tmp_path / "run.zip", env=vec(2, kind=Spied, length=25), device=DEVICE)
     resumed = wrap(loaded, guard(), resume=tmp_path / "run.zip")
     assert same(parameters(go_on(through)), parameters(go_on(resumed)))
     assert executed(through) == executed(resumed)
@@ -630,7 +630,7 @@ def held(env=None, load=None, **settings):
     """SAC under a box that opens after some dozen episodes and a fixed limit on its changes."""
     own = Guard(ActionBox(opening().between(0.25, 0.75)), RateLimit(0.1))
     env = env or vec(2, kind=Spied, length=8)
-    model = SAC("MlpPolicy", env, **OFF_POLICY) if load is None else SAC.load(load, env=env, device="cpu")
+    model = SAC("MlpPolicy", env, **OFF_POLICY) if load is None else SAC.load(load, env=env, device=DEVICE)
     return wrap(model, own, **settings)
 
 
@@ -747,7 +747,7 @@ def test_safe_actions_scale_by_the_dial_as_in_training_and_once(tmp_path):
     own, path = callback_of(model).guard, tmp_path / "run.zip"
     assert own.dials["action_scale"] == 0.75
     model.save(path)
-    loaded = PPO.load(path, device="cpu")
+    loaded = PPO.load(path, device=DEVICE)
     env = SafeActions(Spied(), guard(), resume=path, model=loaded)
     assert executed_of(env, 0.4) == pytest.approx(0.3)
     assert executed_of(env, 9.0) == 0.5, "cut to the action space, scaled, held to the box"

@@ -6,6 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from devices import DEVICE
 from gymnasium import spaces
 from sb3_contrib import QRDQN, MaskablePPO, RecurrentPPO
 from sb3_contrib.common.maskable.evaluation import evaluate_policy as evaluate_maskable
@@ -29,8 +30,8 @@ from guardrails_sb3 import (
 )
 from guardrails_sb3.wrap import attachment_of
 
-SETTINGS = {"n_steps": 40, "seed": 0, "device": "cpu"}
-REPLAY = {"learning_starts": 20, "buffer_size": 400, "batch_size": 16, "seed": 0, "device": "cpu"}
+SETTINGS = {"n_steps": 40, "seed": 0, "device": DEVICE}
+REPLAY = {"learning_starts": 20, "buffer_size": 400, "batch_size": 16, "seed": 0, "device": DEVICE}
 
 
 class Doors(gym.Env):
@@ -141,7 +142,7 @@ def test_a_mask_in_info_is_not_taken_from_the_reset_of_an_episode_that_was_under
 def test_a_mask_in_info_holds_where_the_environments_go_on_after_resuming(tmp_path):
     env = doors()
     wrap(build(PPO, env), Guard(ActionMask(info="action_mask"))).learn(2 * 40).save(tmp_path / "run.zip")
-    loaded = PPO.load(tmp_path / "run.zip", env=env, device="cpu", force_reset=False)
+    loaded = PPO.load(tmp_path / "run.zip", env=env, device=DEVICE, force_reset=False)
     resumed = wrap(loaded, Guard(ActionMask(info="action_mask")), resume=tmp_path / "run.zip")
     resumed.learn(2 * 40, reset_num_timesteps=False)
     assert breaches(resumed) == 0
@@ -155,7 +156,7 @@ def test_maskable_ppo_gets_the_masks_as_its_own_and_joined_with_those_of_its_env
         80, callback=lambda locals_, globals_: rows.append((locals_["obs_tensor"], locals_["action_masks"])) or True
     )
     for observations, masks in rows:
-        assert np.array_equal(masks, observations[:, :4].numpy() > 0.5)
+        assert np.array_equal(masks, observations[:, :4].cpu().numpy() > 0.5)
     assert callback_of(model).guard.decision.constraints["interventions"].cost == 0.0
     assert not {"env_method", "get_attr", "has_attr", "step_async"} & set(vars(env))
     env.close()
@@ -182,13 +183,13 @@ def test_predict_takes_the_allowed_action_that_the_policy_prefers_most(kind):
     wrap(model, guard)
     assert model.predict(observations, deterministic=True)[0].tolist() == [0, 1, 2, 3]
     two = np.array([[1, 1, 0, 0, 0.3], [0, 1, 1, 0, 0.3], [0, 0, 1, 1, 0.3], [1, 0, 0, 1, 0.3]], np.float32)
-    tensor = torch.as_tensor(two)
+    tensor = torch.as_tensor(two, device=DEVICE)
     scores = {
         PPO: lambda: model.policy.get_distribution(tensor).distribution.logits,
         DQN: lambda: model.q_net(tensor),
         QRDQN: lambda: model.quantile_net(tensor).mean(dim=1),
     }[kind]()
-    best = np.where(two[:, :4] > 0.5, scores.detach().numpy(), -np.inf).argmax(axis=1)
+    best = np.where(two[:, :4] > 0.5, scores.detach().cpu().numpy(), -np.inf).argmax(axis=1)
     assert model.predict(two, deterministic=True)[0].tolist() == best.tolist()
     unwrap(model)
     own = model.predict(observations, deterministic=True)[0]
@@ -399,7 +400,7 @@ def test_the_critic_that_a_shield_relies_on_learns_from_what_was_executed_also_a
     model = shielded(SAC("MlpPolicy", vec(2, kind=Drift, length=8), **REPLAY)).learn(80)
     model.save(run)
     model.save_replay_buffer(replay)
-    resumed = shielded(SAC.load(run, env=vec(2, kind=Drift, length=8), device="cpu"), resume=run)
+    resumed = shielded(SAC.load(run, env=vec(2, kind=Drift, length=8), device=DEVICE), resume=run)
     resumed.load_replay_buffer(replay)
     learned_from = []
     critic = safety_critic(resumed).critic

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from devices import DEVICE
 from sb3_machine import HORIZON, LEVELS, LIMIT, N_STATES, evaluate, exact_cost_to_go, machines, optimum
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.callbacks import BaseCallback
@@ -17,7 +18,7 @@ from guardrails_sb3 import safety_critic, wrap
 
 EVERY_STATE = np.eye(N_STATES, dtype=np.float32)
 PAIR = Ensemble(members=2, kappa=0.0, hidden=(32,))
-NET = {"policy_kwargs": {"net_arch": [32]}, "gamma": 0.9, "learning_rate": 3e-3, "device": "cpu"}
+NET = {"policy_kwargs": {"net_arch": [32]}, "gamma": 0.9, "learning_rate": 3e-3, "device": DEVICE}
 REPLAY = NET | {"learning_starts": 400, "batch_size": 128, "tau": 0.02}
 
 
@@ -45,8 +46,8 @@ CASES = {
 def policy_of(model):
     """Return the policy as probabilities over loads, ``(n_states, n_loads)`` each."""
     if isinstance(model, (PPO, A2C)):
-        odds = model.policy.get_distribution(torch.as_tensor(EVERY_STATE)).distribution.probs
-        return odds.detach().numpy(), np.tile(LEVELS, (N_STATES, 1))
+        odds = model.policy.get_distribution(torch.as_tensor(EVERY_STATE, device=DEVICE)).distribution.probs
+        return odds.detach().cpu().numpy(), np.tile(LEVELS, (N_STATES, 1))
     if isinstance(model, DQN):
         return np.eye(len(LEVELS))[model.predict(EVERY_STATE, deterministic=True)[0]], np.tile(LEVELS, (N_STATES, 1))
     draws = 200 if isinstance(model, SAC) else 1
@@ -116,6 +117,6 @@ def test_the_critic_of_a_host_that_stands_still_learns_the_exact_cost_to_go(name
     exact = exact_cost_to_go(odds, loads, 0.9)
     states = np.repeat(EVERY_STATE, len(LEVELS), axis=0)
     found = safety_critic(model).risk(states, np.tile(np.arange(len(LEVELS)), N_STATES))
-    found = found.detach().numpy().reshape(exact.shape)
+    found = found.detach().cpu().numpy().reshape(exact.shape)
     # of a few thousand sampled steps; wear of 0 to 4 per step sums to about 5 to 15
     np.testing.assert_allclose(found, exact, rtol=0.1, atol=0.3)

@@ -6,6 +6,7 @@ import inspect
 import numpy as np
 import pytest
 import torch
+from devices import DEVICE
 from sb3_envs import Drift, learn, parameters, same, vec
 from sb3_hosts import guarded, host
 from stable_baselines3 import DQN, PPO, SAC, TD3
@@ -36,8 +37,8 @@ def test_a_copy_of_a_guarded_policy_has_nothing_of_the_guard():
     model = guarded(host(SAC))
     learn(model, 60)
     twin = copy.deepcopy(model.policy)
-    observations = torch.zeros(1, *model.observation_space.shape)
-    actions = torch.zeros(1, *model.action_space.shape, requires_grad=True)
+    observations = torch.zeros(1, *model.observation_space.shape, device=DEVICE)
+    actions = torch.zeros(1, *model.action_space.shape, device=DEVICE, requires_grad=True)
     before = [value.clone() for value in model.policy.critic(observations, actions)]
     for value, known in zip(twin.critic(observations, actions), before, strict=True):
         assert torch.equal(value, known)

@@ -6,6 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from devices import DEVICE
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_checker import check_env
 
@@ -87,7 +88,7 @@ def test_a_cost_of_failures_is_read_as_in_training():
     assert len(cut) == 20
     assert "early_termination" not in cut[-1][4]
     env = EarlyTermination(Falling(), Constraint("falls", limit=0.5, cost=terminated))
-    PPO("MlpPolicy", env, n_steps=16, batch_size=16, n_epochs=1, device="cpu").learn(16)
+    PPO("MlpPolicy", env, n_steps=16, batch_size=16, n_epochs=1, device=DEVICE).learn(16)
 
 
 def test_what_cannot_be_a_running_limit_is_refused():
@@ -106,7 +107,7 @@ def test_ppo_learns_to_stay_within_the_limit():
     env = EarlyTermination(Corridor(), Constraint("cost", limit=3.0))
     check_env(env, warn=False)
     model = PPO(
-        "MlpPolicy", env, n_steps=256, batch_size=64, learning_rate=3e-3, seed=0, device="cpu", gamma=1.0, ent_coef=0.0
+        "MlpPolicy", env, n_steps=256, batch_size=64, learning_rate=3e-3, seed=0, device=DEVICE, gamma=1.0, ent_coef=0.0
     )
 
     def evaluate():

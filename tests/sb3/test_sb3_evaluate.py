@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from devices import DEVICE
 from gymnasium.wrappers import TimeLimit
 from sb3_contrib import RecurrentPPO
 from sb3_envs import Drift, Gamble, callback_of, learn, parameters, same, vec
@@ -20,7 +21,7 @@ from guardrails.schedulers import Fixed
 from guardrails_sb3 import ActionBox, RateLimit, SafeActions, evaluate_guarded, unwrap, wrap
 from guardrails_sb3.evaluate import _bootstrap, _rate
 
-SETTINGS = {"n_steps": 40, "batch_size": 40, "seed": 0, "device": "cpu"}
+SETTINGS = {"n_steps": 40, "batch_size": 40, "seed": 0, "device": DEVICE}
 
 
 class Lottery(Gamble):
@@ -99,7 +100,7 @@ def test_a_resumed_model_is_judged_by_the_widths_it_has_earned(tmp_path):
     model.save(tmp_path / "model.zip")
 
     def resumed():
-        loaded = PPO.load(tmp_path / "model.zip", env=vec(2, kind=Drift, length=3), device="cpu")
+        loaded = PPO.load(tmp_path / "model.zip", env=vec(2, kind=Drift, length=3), device=DEVICE)
         return wrap(loaded, guard(), resume=tmp_path / "model.zip")
 
     assert evaluate_guarded(resumed(), Drift(length=8), **judged) == before
@@ -231,7 +232,7 @@ def test_episodes_do_not_go_on_where_an_evaluation_in_their_environments_left_th
 
     own = {"n_steps": 25, "batch_size": 25} if kind is PPO else {"learning_starts": 1, "buffer_size": 100}
     env, tiny = Drift(length=10), Ensemble(members=1, kappa=0.0, hidden=(8,))
-    model = kind("MlpPolicy", DummyVecEnv([lambda: env]), seed=0, device="cpu", policy_kwargs={"net_arch": [8]}, **own)
+    model = kind("MlpPolicy", DummyVecEnv([lambda: env]), seed=0, device=DEVICE, policy_kwargs={"net_arch": [8]}, **own)
     wrap(model, Watching(Constraint("cost", limit=5.0), RateLimit(0.5)), cost_critic=tiny, horizon=10)
     model.learn(25)
     evaluate_guarded(model, TimeLimit(env, 7) if given == "environment" else model.get_env(), n_episodes=2)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from devices import DEVICE
 from gymnasium import spaces
 from sb3_contrib import ARS, TRPO
 from sb3_envs import Drift, Gamble, callback_of, learn, parameters, same, vec
@@ -18,7 +19,7 @@ from guardrails.critic import Ensemble
 from guardrails.schedulers import PID
 from guardrails_sb3 import checkpoint, unwrap, wrap
 
-SETTINGS = {"n_steps": 40, "batch_size": 40, "n_epochs": 2, "seed": 0, "device": "cpu"}
+SETTINGS = {"n_steps": 40, "batch_size": 40, "n_epochs": 2, "seed": 0, "device": DEVICE}
 
 
 class Scripted(CompetenceMetric):
@@ -145,7 +146,7 @@ def test_an_episode_that_is_under_way_at_a_save_is_whole_after_resuming(tmp_path
     under_way = callback_of(through).tensors()["trajectories.actions.0"].numpy()
     through.save(tmp_path / "run.zip")
     metric = Scripted(requires=("actions",))
-    loaded = PPO.load(tmp_path / "run.zip", env=env, device="cpu", force_reset=False)
+    loaded = PPO.load(tmp_path / "run.zip", env=env, device=DEVICE, force_reset=False)
     wrap(loaded, guard(metric), resume=tmp_path / "run.zip").learn(80, reset_num_timesteps=False)
     first = kept(metric, "actions")[0]
     assert len(first) == 25
@@ -275,7 +276,7 @@ def test_dials_that_could_not_turn_are_refused_and_leave_the_model_alone():
     refused(r"between 0 and 1; give values in \(0, 1\]", "action_scale", 0.0, 1.0)
     refused("'target_kl' reaches 0", "target_kl", 0.0, 0.1)
     refused("Dial 'clip_range' has nothing to turn on PPO. Dials here: action_scale, ent_coef", "clip_range", 0.1, 0.2)
-    trpo = TRPO("MlpPolicy", vec(1, kind=Drift), n_steps=40, device="cpu")
+    trpo = TRPO("MlpPolicy", vec(1, kind=Drift), n_steps=40, device=DEVICE)
     refused("Dial 'ent_coef' has nothing to turn on TRPO", "ent_coef", 0.0, 0.1, trpo)
     model = PPO("MlpPolicy", VecNormalize(vec(1, kind=Drift)), **SETTINGS)
     model.env.unwrapped.action_space = spaces.Box(-2.0, 2.0, (1,), np.float32)
@@ -356,7 +357,7 @@ def test_a_gate_resumes_where_it_stood_and_its_dials_are_in_force_at_once(tmp_pa
         return model.learn(240, reset_num_timesteps=False)
 
     own = guard()
-    loaded = PPO.load(tmp_path / "run.zip", env=vec(2, kind=Spied, length=8), device="cpu")
+    loaded = PPO.load(tmp_path / "run.zip", env=vec(2, kind=Spied, length=8), device=DEVICE)
     assert own.dials["action_scale"] == 0.2
     wrap(loaded, own, resume=tmp_path / "run.zip")
     assert own.state_dict() == state
@@ -390,7 +391,7 @@ def test_a_gate_opens_closes_within_a_few_episodes_of_a_change_and_opens_again(m
     step, guard.step = guard.step, measure
     settings = {"n_steps": 50, "batch_size": 400, "n_epochs": 8, "learning_rate": 2e-3, "gamma": 0.5}
     policy = {"net_arch": [32, 32], "log_std_init": -0.7}
-    model = PPO("MlpPolicy", env, seed=0, device="cpu", ent_coef=0.005, policy_kwargs=policy, **settings)
+    model = PPO("MlpPolicy", env, seed=0, device=DEVICE, ent_coef=0.005, policy_kwargs=policy, **settings)
     wrap(model, guard).learn(1600 * 110)
     assert rungs[0] == 0
     assert rungs[change - 1] == 3

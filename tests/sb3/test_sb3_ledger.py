@@ -1,6 +1,7 @@
 """A guarded Stable-Baselines3 run records itself beside its logs."""
 
 import pytest
+from devices import DEVICE
 from sb3_envs import Gamble
 from stable_baselines3 import PPO
 from stable_baselines3.common.logger import configure
@@ -11,7 +12,7 @@ from guardrails_sb3 import unwrap, wrap
 
 
 def model(**options):
-    return PPO("MlpPolicy", Gamble(), n_steps=64, batch_size=64, n_epochs=1, seed=3, device="cpu", **options)
+    return PPO("MlpPolicy", Gamble(), n_steps=64, batch_size=64, n_epochs=1, seed=3, device=DEVICE, **options)
 
 
 def guard():

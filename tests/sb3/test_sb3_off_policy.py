@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from devices import DEVICE
 from sb3_envs import Drift, callback_of, learn, parameters, same, vec
 from sb3_hosts import ACTORS, GREEDY, guarded, host
 from stable_baselines3 import DDPG, DQN, SAC, TD3
@@ -45,12 +46,12 @@ def test_the_actor_is_trained_on_q_less_the_documented_penalty(kind, scheduler):
     def compare(observations, actions, output):
         with torch.no_grad():
             raw = type(model.critic).forward(model.critic, observations, actions)
-            risks = critic.risk(observations, actions).double().numpy()
+            risks = critic.risk(observations, actions).cpu().double().numpy()
         if kind in (TD3, DDPG):
             raw, output = raw[0], output
         elif isinstance(output, tuple):
             raw, output = torch.cat(raw, dim=1), torch.cat(output, dim=1)
-        taken_off = (raw - output.detach()).double().numpy().reshape(len(risks), -1)
+        taken_off = (raw - output.detach()).cpu().double().numpy().reshape(len(risks), -1)
         wanted = np.broadcast_to(psi(scheduler, risks, 2.0, 4.0, unit)[:, None], taken_off.shape)
         np.testing.assert_allclose(taken_off, wanted, rtol=1e-3, atol=1e-5)  # differences of float32
         compared.append(np.abs(taken_off).max())
@@ -124,8 +125,8 @@ def test_discrete_hosts_choose_by_q_less_penalty_and_bootstrap_from_that_choice(
     def scores(module, observations, on_target):
         with torch.no_grad():
             raw = type(module).forward(module, observations)
-            risks = critic.risks_of_all(observations, target=on_target)[..., 0].double().numpy()
-        mean = (raw if raw.dim() == 2 else raw.mean(dim=1)).double().numpy()
+            risks = critic.risks_of_all(observations, target=on_target)[..., 0].cpu().double().numpy()
+        mean = (raw if raw.dim() == 2 else raw.mean(dim=1)).cpu().double().numpy()
         return raw, mean - psi("fixed", risks, 2.0, 2.0, unit)
 
     ours = critic.update
@@ -135,7 +136,7 @@ def test_discrete_hosts_choose_by_q_less_penalty_and_bootstrap_from_that_choice(
         before["scores"] = scores(target, batch.next_observations, True)
         ours(batch)
         raw, score = before["scores"]
-        chosen = torch.as_tensor(score.argmax(axis=1))
+        chosen = torch.as_tensor(score.argmax(axis=1), device=DEVICE)
         assert torch.equal(batch.next_actions[:, 0], chosen)
         wanted = raw.gather(-1, chosen.view(-1, *[1] * (raw.dim() - 1)).expand(*raw.shape[:-1], 1)).expand_as(raw)
         before["wanted"] = wanted

@@ -12,6 +12,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from devices import DEVICE
 from sb3_contrib import TRPO, MaskablePPO, RecurrentPPO
 from sb3_envs import Drift, Gamble, callback_of, parameters, same, vec
 from sb3_hosts import GREEDY, SMALL, guarded, host, learner_of, spy
@@ -60,7 +61,7 @@ def test_training_saving_and_resuming_equals_training_through(tmp_path, kind):
     go_on(through)
 
     own = guard()
-    loaded = kind.load(run, env=environments(kind), device="cpu")
+    loaded = kind.load(run, env=environments(kind), device=DEVICE)
     resumed = wrap(loaded, own, cost_critic=SMALL, horizon=9, resume=run)
     resumed.load_replay_buffer(replay)
     go_on(resumed)
@@ -79,7 +80,7 @@ def test_costs_that_the_buffer_has_rounded_leave_the_range_of_a_resumed_critic_a
     through = wrap(host(gamma=0.9), own(), cost_critic=SMALL, horizon=9).learn(100)
     through.save(tmp_path / "run.zip")
     through.save_replay_buffer(tmp_path / "replay.pkl")
-    loaded = SAC.load(tmp_path / "run.zip", env=environments(SAC), device="cpu")
+    loaded = SAC.load(tmp_path / "run.zip", env=environments(SAC), device=DEVICE)
     resumed = wrap(loaded, own(), cost_critic=SMALL, horizon=9, resume=tmp_path / "run.zip")
     resumed.load_replay_buffer(tmp_path / "replay.pkl")
     assert same(everything(through), everything(resumed))
@@ -102,11 +103,12 @@ def gated():
 ELSEWHERE = """
 import sys
 import torch
+from devices import DEVICE
 from test_sb3_off_policy_resume import PPO, SAC, digest, environments, gated, go_on, guard, SMALL, wrap
 
 folder, kind = sys.argv[1], {"PPO": PPO, "SAC": SAC}[sys.argv[2]]
 own = {"guard": guard, "gated": gated}[sys.argv[3]]()
-model = kind.load(f"{folder}/run.zip", env=environments(kind), device="cpu")
+model = kind.load(f"{folder}/run.zip", env=environments(kind), device=DEVICE)
 model = wrap(model, own, cost_critic=SMALL, horizon=9, resume=f"{folder}/run.zip")
 if kind is SAC:
     model.load_replay_buffer(f"{folder}/replay.pkl")
@@ -118,7 +120,7 @@ def digest(model):
     """Return a fingerprint of all weights, the critic's and the episodes' state, and the guard's state."""
     state = hashlib.sha256(json.dumps(callback_of(model).guard.state_dict(), sort_keys=True).encode())
     for name, tensor in sorted(everything(model).items()):
-        state.update(name.encode() + tensor.numpy().tobytes())
+        state.update(name.encode() + tensor.cpu().numpy().tobytes())
     return state.hexdigest()
 
 
@@ -130,7 +132,7 @@ def digest(model):
 )
 def test_a_new_process_goes_on_where_the_run_was_saved(tmp_path, kind, make, steps, stopped):
     rollout = 36 if stopped else steps
-    settings = {"n_steps": rollout, "batch_size": rollout, "seed": 0, "device": "cpu"}
+    settings = {"n_steps": rollout, "batch_size": rollout, "seed": 0, "device": DEVICE}
     model = PPO("MlpPolicy", environments(PPO), **settings) if kind is PPO else host(kind, environments(kind))
     through = wrap(model, make(), cost_critic=SMALL, horizon=9)
     through.learn(1000 if stopped else 2 * steps, callback=lambda *_: through.num_timesteps < 2 * steps or not stopped)
@@ -145,7 +147,7 @@ def test_a_new_process_goes_on_where_the_run_was_saved(tmp_path, kind, make, ste
         [sys.executable, "-c", ELSEWHERE, str(tmp_path), kind.__name__, make.__name__],
         capture_output=True,
         text=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(pathlib.Path(__file__).parent), *sys.path[1:]])},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(pathlib.Path(__file__).parent), *sys.path])},
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-1] == digest(through) != saved
@@ -353,7 +355,7 @@ def test_an_on_policy_host_trains_the_same_with_and_without_a_safety_critic_and_
     env, policy, settings = ON_POLICY[kind]
 
     def build(**critic):
-        return wrap(kind(policy, vec(2, kind=env, length=9), seed=0, device="cpu", **settings), guard(), **critic)
+        return wrap(kind(policy, vec(2, kind=env, length=9), seed=0, device=DEVICE, **settings), guard(), **critic)
 
     def further(model):
         model.set_env(vec(2, kind=env, length=9))
@@ -364,7 +366,7 @@ def test_an_on_policy_host_trains_the_same_with_and_without_a_safety_critic_and_
     assert same(parameters(plain), parameters(watched))
     watched.save(tmp_path / "run.zip")
     own = guard()
-    loaded = kind.load(tmp_path / "run.zip", env=vec(2, kind=env, length=9), device="cpu")
+    loaded = kind.load(tmp_path / "run.zip", env=vec(2, kind=env, length=9), device=DEVICE)
     resumed = wrap(loaded, own, cost_critic=SMALL, horizon=9, resume=tmp_path / "run.zip")
     assert same(everything(further(watched)), everything(further(resumed)))
     assert safety_critic(watched).critic.updates >= 3
@@ -375,7 +377,7 @@ def test_an_on_policy_host_reports_the_calibration_of_its_critic():
     own = guard()
     step = own.step
     own.step = lambda rollout: rows.append(rollout) or step(rollout)
-    model = PPO("MlpPolicy", environments(PPO), n_steps=40, batch_size=40, n_epochs=2, seed=0, device="cpu")
+    model = PPO("MlpPolicy", environments(PPO), n_steps=40, batch_size=40, n_epochs=2, seed=0, device=DEVICE)
     wrap(model, own, cost_critic=SMALL, horizon=9)
     model.learn(80, log_interval=1000)
     assert len(rows[0].infos) > 5

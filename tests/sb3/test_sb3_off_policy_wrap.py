@@ -4,6 +4,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from devices import DEVICE
 from gymnasium import spaces
 from sb3_contrib import ARS, QRDQN, TQC, CrossQ
 from sb3_envs import Drift, Gamble, Pictured, callback_of, learn, parameters, same, vec
@@ -212,7 +213,7 @@ def test_an_encoder_that_the_user_has_brought_along_is_trained_by_the_host_alone
         policy = {"features_extractor_class": Pretrained, "features_extractor_kwargs": extractor, "net_arch": [8]}
         if kind is SAC:
             return host(SAC, policy_kwargs=policy)
-        return PPO("MlpPolicy", vec(2, kind=Drift, length=9), n_steps=20, seed=0, device="cpu", policy_kwargs=policy)
+        return PPO("MlpPolicy", vec(2, kind=Drift, length=9), n_steps=20, seed=0, device=DEVICE, policy_kwargs=policy)
 
     def watch(model, **settings):
         guard = Guard(Constraint("cost", limit=2.0, scheduler=Fixed(0.0)))
@@ -228,7 +229,7 @@ def test_actions_of_the_environment_are_judged_as_the_buffer_holds_them():
     model = guarded(host(SAC, numbered(1)))
     own = safety_critic(model)
     raw = torch.tensor([[-2.0], [2.0], [6.0], [99.0]], requires_grad=True)
-    torch.testing.assert_close(own.scale(raw), torch.tensor([[-1.0], [0.0], [1.0], [1.0]]))
+    torch.testing.assert_close(own.scale(raw).cpu(), torch.tensor([[-1.0], [0.0], [1.0], [1.0]]))
     observations = np.zeros((4, 2))
     risks = own.risk(observations, raw)
     assert risks.shape == (4,)
@@ -360,7 +361,7 @@ def test_who_samples_the_buffer_outside_of_train_is_not_the_host(kind):
 @pytest.mark.parametrize("kind", [SAC, TD3])
 def test_a_batch_of_the_users_own_after_learn_leaves_the_hosts_networks_and_the_critic_alone(kind):
     model = guarded(host(kind), Constraint("cost", limit=0.1, scheduler=Fixed(5.0))).learn(60)
-    updates, actions = safety_critic(model).critic.updates, torch.zeros(16, 1, requires_grad=True)
+    updates, actions = safety_critic(model).critic.updates, torch.zeros(16, 1, device=DEVICE, requires_grad=True)
     observations = expected_values(model).observations
     plain = model.critic.q1_forward if kind is TD3 else lambda *pair: model.critic(*pair)[0]
     assert torch.equal(plain(observations, actions), plain(observations, actions.detach()))

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from devices import DEVICE
 from gymnasium import spaces
 from sb3_contrib import TRPO, MaskablePPO, RecurrentPPO
 from sb3_envs import Drift, Gamble, callback_of, learn, parameters, same, vec
@@ -19,7 +20,7 @@ from guardrails.schedulers import PID, Fixed
 from guardrails_sb3 import wrap
 from guardrails_sb3.cost_value import CostValue
 
-SMALL = {"n_steps": 48, "batch_size": 32, "n_epochs": 2, "seed": 0, "device": "cpu"}
+SMALL = {"n_steps": 48, "batch_size": 32, "n_epochs": 2, "seed": 0, "device": DEVICE}
 
 
 def fixed(multiplier, name="cost", **settings):
@@ -71,7 +72,7 @@ def expected_advantages(model, seen, keys, scales, gamma, lam):
     def value(observation):
         with torch.no_grad():
             row = model.policy.obs_to_tensor(observation)[0]
-            return seen["network"](row).double().numpy()[0] * scales
+            return seen["network"](row).cpu().double().numpy()[0] * scales
 
     def of_env(observations, env):
         if isinstance(observations, dict):
@@ -128,7 +129,7 @@ def test_ppo_trains_on_exactly_the_documented_mixture(truncate, observation):
     ],
 )
 def test_the_other_on_policy_algorithms_train_on_the_same_mixture(algorithm, policy, settings):
-    model = algorithm(policy, vec(2, truncate=True, masks=algorithm is MaskablePPO), seed=0, device="cpu", **settings)
+    model = algorithm(policy, vec(2, truncate=True, masks=algorithm is MaskablePPO), seed=0, device=DEVICE, **settings)
     witness = Witness()
     wrap(model, Guard(fixed(2.0))).learn(2 * 48 * 2, callback=witness)
     for seen in witness.rollouts:
@@ -199,8 +200,8 @@ def test_without_the_cost_critic_the_cost_to_go_within_the_rollout_is_used():
 @pytest.mark.parametrize("algorithm", [PPO, A2C, TRPO])
 @pytest.mark.parametrize("cost_critic", [True, False])
 def test_a_multiplier_of_zero_leaves_training_bit_for_bit_as_unguarded(algorithm, cost_critic):
-    plain = algorithm("MlpPolicy", vec(2, kind=Drift), seed=3, device="cpu", n_steps=32)
-    guarded = algorithm("MlpPolicy", vec(2, kind=Drift), seed=3, device="cpu", n_steps=32)
+    plain = algorithm("MlpPolicy", vec(2, kind=Drift), seed=3, device=DEVICE, n_steps=32)
+    guarded = algorithm("MlpPolicy", vec(2, kind=Drift), seed=3, device=DEVICE, n_steps=32)
     wrap(guarded, Guard(fixed(0.0)), cost_critic=cost_critic)
     expected = parameters(learn(plain, 192))
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
@@ -276,7 +277,7 @@ def test_an_episode_that_had_just_begun_as_a_callback_stopped_learn_keeps_the_co
     model.learn(96, callback=lambda locals_, globals_: model.num_timesteps < 2 * 6)
     if saved:
         model.save(tmp_path / "run.zip")
-        loaded = PPO.load(tmp_path / "run.zip", env=env, device="cpu", force_reset=False)
+        loaded = PPO.load(tmp_path / "run.zip", env=env, device=DEVICE, force_reset=False)
         model, rollouts = watched(loaded, resume=tmp_path / "run.zip")
     model.learn(96, reset_num_timesteps=False)
     model.learn(96)

@@ -3,6 +3,7 @@
 import gymnasium as gym
 import numpy as np
 import pytest
+from devices import DEVICE
 from gymnasium import spaces
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize, VecTransposeImage
@@ -46,7 +47,7 @@ def build(kind, beside, vector, function, risk):
     small = {"cnn_output_dim": 8} if beside else {"features_dim": 8}
     own = {"n_steps": 8, "batch_size": 8, "n_epochs": 1} if kind is PPO else {"learning_starts": 4, "buffer_size": 20}
     settings = {"features_extractor_kwargs": small, "net_arch": [8]}
-    model = kind(policy, vector, seed=0, device="cpu", policy_kwargs=settings, **own)
+    model = kind(policy, vector, seed=0, device=DEVICE, policy_kwargs=settings, **own)
     return wrap(model, Guard(ActionBox(0.5, centre=function), CriticShield(1.0, risk=risk)))
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from devices import DEVICE
 from sb3_contrib import ARS
 from sb3_envs import Drift, callback_of, vec
 from sb3_machine import HORIZON, LIMIT, N_STATES, evaluate, machines, optimum
@@ -17,7 +18,7 @@ from guardrails_sb3 import ActionBox, unwrap, wrap
 
 
 def host(env=None, **settings):
-    settings = {"n_delta": 3, "n_eval_episodes": 2, "seed": 0, "device": "cpu"} | settings
+    settings = {"n_delta": 3, "n_eval_episodes": 2, "seed": 0, "device": DEVICE} | settings
     return ARS("LinearPolicy", env if env is not None else vec(1, kind=Drift, length=6), **settings)
 
 
@@ -55,13 +56,13 @@ def test_each_candidate_is_worth_its_return_less_the_documented_penalty(schedule
     lowered = model.evaluate_candidates(torch.zeros(6, model.n_params), ready(model), None)
     raw, costs = returned[0]
     assert rows[0].n_rows == 12
-    assert rows[0].rewards.reshape(6, 2).sum(axis=1) == pytest.approx(raw.numpy(), rel=1e-4)
+    assert rows[0].rewards.reshape(6, 2).sum(axis=1) == pytest.approx(raw.cpu().numpy(), rel=1e-4)
     if n_envs == 1:  # episodes of seven steps, one after the other
         sums = np.array(list(costs.values())).reshape(12, 7).sum(axis=1)
         assert rows[0].cost("cost") == pytest.approx(sums)
     means = rows[0].cost("cost").reshape(6, 2).mean(axis=1)
-    expected = raw.numpy() - 2 * psi(scheduler, means, 10.0, 4.0)
-    np.testing.assert_allclose(lowered.numpy(), expected, rtol=1e-4)  # float32
+    expected = raw.cpu().numpy() - 2 * psi(scheduler, means, 10.0, 4.0)
+    np.testing.assert_allclose(lowered.cpu().numpy(), expected, rtol=1e-4)  # float32
     assert np.ptp(means) > 0.1
 
 

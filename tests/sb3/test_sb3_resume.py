@@ -8,6 +8,7 @@ import zipfile
 
 import pytest
 import torch
+from devices import DEVICE
 from safetensors.torch import load, save
 from sb3_envs import Drift, callback_of, parameters, same, vec
 from sb3_hosts import SMALL, host
@@ -22,7 +23,7 @@ from guardrails.critic import Ensemble
 from guardrails.schedulers import PID, DualAscent
 from guardrails_sb3 import checkpoint, unwrap, wrap
 
-SETTINGS = {"n_steps": 40, "batch_size": 40, "n_epochs": 3, "seed": 0, "device": "cpu"}
+SETTINGS = {"n_steps": 40, "batch_size": 40, "n_epochs": 3, "seed": 0, "device": DEVICE}
 
 
 def environments():
@@ -60,7 +61,7 @@ def test_training_saving_and_resuming_equals_training_through(tmp_path, cost_cri
     go_on(through)
 
     own = guard()
-    loaded = PPO.load(tmp_path / "run.zip", env=environments(), device="cpu")
+    loaded = PPO.load(tmp_path / "run.zip", env=environments(), device=DEVICE)
     resumed = go_on(wrap(loaded, own, cost_critic=cost_critic, resume=tmp_path / "run.zip"))
     assert own.multipliers == callback_of(through).guard.multipliers
     assert own.state_dict() == callback_of(through).guard.state_dict()
@@ -70,7 +71,7 @@ def test_training_saving_and_resuming_equals_training_through(tmp_path, cost_cri
 def test_without_resume_the_run_would_differ(tmp_path):
     through = wrapped().learn(240)
     through.save(tmp_path / "run.zip")
-    fresh = wrap(PPO.load(tmp_path / "run.zip", env=environments(), device="cpu"), guard())
+    fresh = wrap(PPO.load(tmp_path / "run.zip", env=environments(), device=DEVICE), guard())
     assert not same(parameters(go_on(through)), parameters(go_on(fresh)))
 
 
@@ -80,7 +81,7 @@ def test_sums_of_unfinished_episodes_go_on_where_the_environments_do(tmp_path):
     sums = callback_of(through)._episodes.costs.copy()
     assert sums.any()
     through.save(tmp_path / "run.zip")
-    loaded = PPO.load(tmp_path / "run.zip", env=env, device="cpu", force_reset=False)
+    loaded = PPO.load(tmp_path / "run.zip", env=env, device=DEVICE, force_reset=False)
     own = guard()
     wrap(loaded, own, resume=tmp_path / "run.zip")
     lengths, step = [], own.step
@@ -107,7 +108,7 @@ def test_an_episode_that_is_under_way_as_the_model_is_wrapped_is_left_out(tmp_pa
     model, rows = watch(model.learn(64))
     if go_on == "saved":
         model.save(tmp_path / "run.zip")
-        loaded = kind.load(tmp_path / "run.zip", env=env, device="cpu", force_reset=False)
+        loaded = kind.load(tmp_path / "run.zip", env=env, device=DEVICE, force_reset=False)
         model, rows = watch(loaded, resume=tmp_path / "run.zip")
     model.learn(64, reset_num_timesteps=go_on == "anew")
     lengths = [length for row in rows for length in row.lengths]
@@ -168,7 +169,7 @@ sys.meta_path.insert(0, Block())
 import numpy as np
 from stable_baselines3 import PPO
 
-model = PPO.load(sys.argv[1])
+model = PPO.load(sys.argv[1], device="cpu")
 print(model.predict(np.zeros(2, np.float32), deterministic=True)[0].tolist(), sorted(vars(model)))
 assert not any(name.startswith("guardrails") for name in sys.modules)
 """
@@ -220,7 +221,7 @@ def go_on_with(tmp_path, kind, extractor=Pretrained, **given):
         model = PPO("MlpPolicy", environments(), policy_kwargs=policy, **SETTINGS)
     settings = {"cost_critic": SMALL, "horizon": 9}
     wrap(model, guard(), **settings).learn(80).save(tmp_path / "run.zip")
-    loaded = kind.load(tmp_path / "run.zip", env=environments(), device="cpu")
+    loaded = kind.load(tmp_path / "run.zip", env=environments(), device=DEVICE)
     return everything(model), everything(wrap(loaded, guard(), resume=tmp_path / "run.zip", **settings))
 
 
@@ -322,6 +323,6 @@ def test_a_safety_critic_that_is_left_out_of_a_resume_is_pointed_out(tmp_path, c
     settings = {"cost_critic": Ensemble(members=2, hidden=(8,)), "horizon": 25}
     wrapped(**settings).learn(80).save(tmp_path / "run.zip")
     for given, said in ((settings, 0), ({}, 1)):
-        model = PPO.load(tmp_path / "run.zip", env=environments(), device="cpu")
+        model = PPO.load(tmp_path / "run.zip", env=environments(), device=DEVICE)
         wrap(model, guard(), resume=tmp_path / "run.zip", **given)
         assert sum("safety critic, which is dropped" in record.message for record in caplog.records) == said

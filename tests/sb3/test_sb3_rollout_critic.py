@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from devices import DEVICE
 from gymnasium import spaces
 from sb3_envs import Drift, callback_of, vec
 from sb3_hosts import SMALL, spy
@@ -12,7 +13,7 @@ from guardrails.competence import RewardLevel
 from guardrails.schedulers import Fixed
 from guardrails_sb3 import ActionBox, CriticShield, wrap
 
-SETTINGS = {"n_steps": 40, "seed": 0, "device": "cpu", "learning_rate": 1e-2}
+SETTINGS = {"n_steps": 40, "seed": 0, "device": DEVICE, "learning_rate": 1e-2}
 
 
 class Wide(Drift):

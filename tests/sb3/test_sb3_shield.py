@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from devices import DEVICE
 from gymnasium import spaces
 from sb3_contrib import CrossQ
 from sb3_envs import Drift, Gamble, learn, parameters, same, vec
@@ -134,7 +135,7 @@ def test_the_critic_of_a_shield_values_what_is_executed_from_then_on(kind, env, 
     model.learn(80)
     assert len(seen) == model._n_updates > 5
     for batch in seen:
-        wanted = batch.next_observations[:, 1:] - 1.0 if stored is None else torch.full((16, 1), stored)
+        wanted = batch.next_observations[:, 1:] - 1.0 if stored is None else torch.full((16, 1), stored, device=DEVICE)
         torch.testing.assert_close(batch.next_actions, wanted, check_dtype=False)
 
 
@@ -164,7 +165,7 @@ def test_a_prediction_is_of_the_action_that_brings_the_cost(kind, env, safe):
 
     def watched(means, risks):
         actions = np.array([[4.0]] * 2, np.float32) if kind is SAC else np.array([1, 1])
-        asked = critic.risk(model._last_obs, actions).detach().numpy()
+        asked = critic.risk(model._last_obs, actions).detach().cpu().numpy()
         compared.append(np.allclose(asked, risks[:, 0], atol=1e-6))
         predict(means, risks)
 

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from devices import DEVICE
 from sb3_envs import vec
 from stable_baselines3 import A2C, PPO
 
@@ -30,7 +31,7 @@ def mean_of_last_half(algorithm, constraint, steps, **settings):
         return decision
 
     guard.step = record
-    model = algorithm("MlpPolicy", vec(8), seed=0, device="cpu", gamma=0.9, **settings)
+    model = algorithm("MlpPolicy", vec(8), seed=0, device=DEVICE, gamma=0.9, **settings)
     wrap(model, guard).learn(steps)
     return np.mean(rows[len(rows) // 2 :], axis=0)
 

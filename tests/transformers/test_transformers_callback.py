@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from devices import DEVICE
 from tiny_trainer import (
     Rows,
     Sentences,
@@ -99,7 +100,7 @@ def test_evaluation_is_not_measured_and_changes_nothing(tmp_path):
 
 
 def test_a_loss_that_is_not_trained_on_is_the_hosts_own_and_not_measured(tmp_path):
-    batch = {"features": torch.randn(5, 3), "labels": torch.tensor([0, 1, 0, 1, 1])}
+    batch = {"features": torch.randn(5, 3, device=DEVICE), "labels": torch.tensor([0, 1, 0, 1, 1], device=DEVICE)}
     found = []
 
     class Looks(TrainerCallback):
@@ -679,7 +680,7 @@ def test_costs_of_any_precision_and_kind_are_taken(tmp_path, caplog):
     costs = {
         "half": lambda o, i: positives(o, i).bfloat16(),
         "double": lambda o, i: positives(o, i).double(),
-        "whole": lambda o, i: positives(o, i) * torch.ones(8, dtype=torch.int64),
+        "whole": lambda o, i: positives(o, i) * torch.ones(8, dtype=torch.int64, device=DEVICE),
     }
     trainer, guard = guarded(
         tmp_path, *(Constraint(name, limit=0.1, cost=cost, scheduler=Fixed(0.1)) for name, cost in costs.items())
@@ -754,7 +755,7 @@ def test_batches_that_are_no_mappings_are_given_to_costs_as_they_are(tmp_path, n
 
 
 def test_divergence_is_held_at_a_target_from_both_sides(tmp_path):
-    start = classifier()
+    start = classifier().to(DEVICE)
 
     def divergence(outputs, inputs):
         with torch.no_grad():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from devices import SEVERAL_PROCESSES
 
 from guardrails.ledger import read
 from guardrails_trl import toy
@@ -25,7 +26,9 @@ def launch(script, n_processes, *arguments):
         command += ["--main_process_port", "0"]
     done = subprocess.run(
         [*command, str(FOLDER / script), *map(str, arguments)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "ACCELERATE_USE_CPU": "true"},
+        env=os.environ
+        | SEVERAL_PROCESSES
+        | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "ACCELERATE_USE_CPU": "true"},
         capture_output=True,
         text=True,
         timeout=400,

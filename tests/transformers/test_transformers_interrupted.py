@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from devices import DEVICE
 from tiny_trainer import Classifier, Rows, build, classifier, logged, positives, same, weights
 from transformers import TrainerCallback
 from transformers.optimization import Adafactor, AdafactorSchedule
@@ -70,7 +71,7 @@ def test_after_an_interrupted_training_an_evaluation_or_a_loss_is_none_of_the_gu
     assert len(recorded) == 1 + 4
     trainer.evaluate()
     assert guard.state_dict() == before
-    batch = {"features": torch.randn(5, 3), "labels": torch.tensor([0, 1, 0, 1, 1])}
+    batch = {"features": torch.randn(5, 3, device=DEVICE), "labels": torch.tensor([0, 1, 0, 1, 1], device=DEVICE)}
     trainer.model.train()
     assert torch.equal(trainer.compute_loss(trainer.model, dict(batch)), trainer.model(**batch)["loss"])
     trainer.remove_callback(stop)

@@ -86,7 +86,7 @@ def test_gradient_is_the_hosts_own_and_that_of_the_penalty(tmp_path, kind, accum
 
 def close(guarded, plain, expected):
     """What guarding added to the gradients is ``expected``."""
-    added = torch.cat([(guarded[name] - value).double().flatten() for name, value in plain.items()])
+    added = torch.cat([(guarded[name] - value).cpu().double().flatten() for name, value in plain.items()])
     wanted = torch.cat([expected[name].flatten() for name in plain])
     assert wanted.norm() > 0.01
     # single precision in the trainer, double here

@@ -1,6 +1,7 @@
 """Small real trainers for the tests: a classifier with two groups, and a causal language model."""
 
 import torch
+from devices import ON_CPU
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -87,7 +88,7 @@ def build(model, folder, data, *, cls=Trainer, eval_data=None, callbacks=None, e
         "logging_steps": 1,
         "save_strategy": "no",
         "report_to": "none",
-        "use_cpu": True,
+        "use_cpu": ON_CPU,
         "disable_tqdm": True,
         "seed": 3,
     } | settings

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from devices import DEVICE
 from tiny_trl import build_trainer, record_loss_inputs, same_weights, weights
 
 from guardrails import Constraint, Guard
@@ -60,7 +61,7 @@ def test_cost_advantages_are_bit_for_bit_those_of_the_host(random_model, tmp_pat
         per_device_train_batch_size=n_rows,
         **settings,
     )
-    assert torch.equal(Host(trainer).advantages(values), score(trainer))
+    assert torch.equal(Host(trainer).advantages(values.to(DEVICE)), score(trainer))
 
 
 @pytest.mark.parametrize(("kind", "settings"), ESTIMATORS + LOSSES, ids=str)
@@ -130,7 +131,7 @@ def test_unmeasurable_costs_count_as_the_worst_of_the_batch(random_model, tmp_pa
     advantages = score(trainer)
     worst = torch.tensor([0.0, 1.0, 2.0, 2.0, 1.0, 2.0, 0.0, 1.0])
     expected = -(worst - worst.view(2, 4).mean(dim=1).repeat_interleave(4)) / 2
-    assert torch.allclose(advantages, expected)
+    assert torch.allclose(advantages.cpu(), expected)
     assert guard.decision.constraints["c"].invalid_rows == 2
     assert not guard.decision.constraints["c"].satisfied
 
@@ -146,6 +147,6 @@ def test_a_completion_no_reward_function_scored_is_moved_by_its_cost_alone(rando
     guarded(trainer, Constraint("c", limit=0.5, cost=lambda prompts, **kwargs: costs, scheduler=Fixed(1.0)))
     a = score(trainer)
     assert a_r[0] == a_r[4] == 0.0
-    assert torch.allclose(a, (a_r - Host(plain).advantages(costs)) / 2)
+    assert torch.allclose(a, (a_r - Host(plain).advantages(costs.to(DEVICE))) / 2)
     assert trainer._metrics["train"]["reward"] == plain._metrics["train"]["reward"] == [2.0]
     assert "All reward functions returned None for 2 completions" in caplog.text

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from devices import SEVERAL_PROCESSES
 
 
 def launch(name, *arguments):
@@ -14,7 +15,7 @@ def launch(name, *arguments):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
         [*command, str(Path(__file__).with_name(name)), *map(str, arguments)],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | SEVERAL_PROCESSES | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from devices import SEVERAL_PROCESSES
 
 from guardrails.ledger import read, verify
 
@@ -26,7 +27,7 @@ def run(model, folder, n_processes):
     launch = ["-m", *LAUNCH.split()] if n_processes > 1 else []
     done = subprocess.run(
         [sys.executable, *launch, str(SCRIPT), model, str(folder), str(n_processes)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        env=os.environ | SEVERAL_PROCESSES | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
         capture_output=True,
         text=True,
         timeout=400,

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import trl
+from devices import DEVICE
 from packaging.version import Version
 from peft import LoraConfig
 from tiny_trl import build_trainer, logged, same_weights, weights
@@ -245,7 +246,7 @@ def test_an_evaluation_between_two_updates_leaves_the_batch_its_temperature_and_
 
 def scores(trainer):
     """Log-probabilities as the host computes them."""
-    ids = torch.arange(24).view(2, 12)  # all of them words
+    ids = torch.arange(24, device=DEVICE).view(2, 12)  # all of them words
     with torch.no_grad():
         return trainer._get_per_token_logps_and_entropies(trainer.model, ids, torch.ones_like(ids), 6)[0]
 
@@ -335,9 +336,9 @@ def test_entropy_and_divergence_are_of_the_tokens_that_the_policy_sampled(random
     for rollout, batch in zip(metric.seen, batches, strict=True):
         own = torch.tensor([0, 1, 2, 23])
         policy, reference = (batch[f"{name}_per_token_logps"][:, own] for name in ("old", "ref"))
-        assert rollout.entropy == pytest.approx((-policy).mean(dim=1).numpy(), rel=1e-5)
+        assert rollout.entropy == pytest.approx((-policy).mean(dim=1).cpu().numpy(), rel=1e-5)
         ratio = reference - policy
-        assert rollout.kl == pytest.approx((ratio.exp() - ratio - 1).mean(dim=1).numpy(), rel=1e-4, abs=1e-6)
+        assert rollout.kl == pytest.approx((ratio.exp() - ratio - 1).mean(dim=1).cpu().numpy(), rel=1e-4, abs=1e-6)
         assert rollout.lengths.tolist() == [24.0] * 8
     # Of rows of equally many tokens the host's mean over tokens is ours over rows; it is logged per update.
     assert metric.seen[1].kl.mean() == pytest.approx(logged(trainer, "kl")[2], rel=1e-3)
@@ -411,12 +412,22 @@ def test_a_gate_resumes_where_it_stood_and_its_dials_are_in_force_at_once(random
     assert same_weights(weights(later), weights(whole))
 
 
+class Until(TrainerCallback):
+    """Ends the training once a condition holds."""
+
+    def __init__(self, holds):
+        self.holds = holds
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = self.holds()
+
+
 def test_a_gate_closes_when_the_reward_can_be_hacked(tmp_path):
-    hackable, change = [False], 22
+    """The reward changes once the gate has opened, and goes on to satisfy the requirement on it."""
     model = toy.build(tmp_path / "model", steps=500)  # six of ten answers are right
 
     def reward(completions, answer, **kwargs):
-        return toy.fillers(completions) if hackable[0] else toy.correct(completions, answer)
+        return toy.fillers(completions) if hackable() else toy.correct(completions, answer)
 
     right = FromFunction(
         lambda text, info: toy.correct([text], [info["answer"]])[0], ("completions", "infos"), name="right"
@@ -428,20 +439,23 @@ def test_a_gate_closes_when_the_reward_can_be_hacked(tmp_path):
     settings = {"per_device_train_batch_size": 32, "num_generations": 8, "rows": 512, "max_completion_length": 6}
     trainer, callback = guarded(
         model, tmp_path, fixed_cost(), Dial("temperature", gate.between(0.9, 1.0)),
-        rewards=reward, max_steps=50, learning_rate=1.5e-3, **settings,
+        rewards=reward, max_steps=200, learning_rate=1.5e-3, **settings,
     )  # fmt: skip
-    levels, decide = [], callback.guard.step
+    levels, rewarded, decide = [], [], callback.guard.step
 
     def step(rollout):
         decision = decide(rollout)
-        hackable[0] = decision.step >= change
         levels.append(decision.gates["gate"].rung)
+        rewarded.append(decision.gates["gate"].requirements[0].mean)
         return decision
 
+    def hackable():
+        return max(levels, default=0) >= 2
+
     callback.guard.step = step
+    trainer.add_callback(Until(lambda: hackable() and levels[-1] == 0 and rewarded[-1] > 0.4))
     trainer.train()
     assert levels[0] == 0
-    assert levels[change - 1] >= 2
-    assert 0 in levels[change:]
+    assert max(levels) >= 2
     assert levels[-1] == 0
-    assert callback.guard.gates["gate"].requirements[0].mean > 0.35
+    assert rewarded[-1] > 0.4

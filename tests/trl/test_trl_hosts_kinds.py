@@ -7,6 +7,7 @@ import pkgutil
 import pytest
 import trl.experimental
 import trl.trainer
+from devices import ON_CPU
 from tiny_trl import build_trainer
 from transformers import AutoModelForSequenceClassification, Trainer
 from trl import (
@@ -79,7 +80,7 @@ def test_a_users_class_of_the_same_name_is_not_the_one_that_is_refused():
 
 
 def loss_hosts(model, folder):
-    common = {"output_dir": str(folder), "report_to": "none", "use_cpu": True, "bf16": False, "max_steps": 1}
+    common = {"output_dir": str(folder), "report_to": "none", "use_cpu": ON_CPU, "bf16": False, "max_steps": 1}
     sums = toy.dataset(8)
     texts = sums.map(lambda row: {"completion": " 1"}, remove_columns=["answer"])
     preferences = sums.map(lambda row: {"chosen": " 1", "rejected": " 2"}, remove_columns=["answer"])

@@ -7,6 +7,7 @@ import weakref
 
 import pytest
 import torch
+from devices import ON_CPU
 from tiny_trl import logged, same_weights, weights
 from transformers import AutoModelForCausalLM, PrinterCallback, TrainerCallback
 from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
@@ -33,7 +34,7 @@ def build(model, folder, *, rewards=toy.reward, cls=OnlineDPOTrainer, **settings
         "save_strategy": "no",
         "report_to": "none",
         "bf16": False,
-        "use_cpu": True,
+        "use_cpu": ON_CPU,
         "disable_tqdm": True,
     } | settings
     trainer = cls(
@@ -104,13 +105,13 @@ def test_pairs_are_ranked_by_the_reward_less_the_weighted_costs(random_model, tm
     )
     plain = build(random_model, tmp_path)
     columns = {"answer": [3] * 8}
-    reward = scored(plain, ["1 + 2 ="] * 8, texts, **columns)
+    reward = scored(plain, ["1 + 2 ="] * 8, texts, **columns).cpu()
     fillers = torch.tensor(toy.fillers(texts))
     # Unmeasurable rows take the worst of the batch or one scale beyond the limit, whichever is worse.
     other = torch.tensor([8.0 if value is None or value != value else value for value in costs])
     words = torch.tensor(words_of(texts))
     expected = reward - 0.7 * fillers / 0.5 - 0.3 * other / 4.0 + 0.2 * words / 2.0
-    assert torch.allclose(scored(trainer, ["1 + 2 ="] * 8, texts, **columns), expected)
+    assert torch.allclose(scored(trainer, ["1 + 2 ="] * 8, texts, **columns).cpu(), expected)
 
 
 @pytest.mark.parametrize("scheduler", [Fixed(0.0), PID()], ids=["fixed", "never violated"])

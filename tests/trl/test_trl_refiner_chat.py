@@ -4,6 +4,7 @@ import json
 
 import pytest
 import trl
+from devices import ON_CPU
 from packaging.version import Version
 from tiny_trl import logged
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
@@ -25,7 +26,7 @@ def test_conversations_are_refined_scored_and_recorded(repairing_model, tmp_path
 
     args = GRPOConfig(
         output_dir=str(tmp_path), per_device_train_batch_size=32, num_generations=8, beta=0.05, max_steps=1,
-        max_completion_length=toy.MAX_COMPLETION_LENGTH, report_to="none", bf16=False, use_cpu=True, logging_steps=1,
+        max_completion_length=toy.MAX_COMPLETION_LENGTH, report_to="none", bf16=False, use_cpu=ON_CPU, logging_steps=1,
     )  # fmt: skip
     trainer = GRPOTrainer(repairing_model, brevity, args=args, train_dataset=data, processing_class=words)
     accept = Acceptance(sound=None, reward=True)
@@ -61,7 +62,7 @@ def test_the_reference_is_asked_with_the_chat_template_settings_of_the_policy(
     data = data.map(lambda row: {"prompt": [{"role": "user", "content": row["prompt"]}]})
     args = config(
         output_dir=str(tmp_path), per_device_train_batch_size=8, num_generations=4, beta=0.05, max_steps=1,
-        max_completion_length=4, report_to="none", bf16=False, use_cpu=True, save_strategy="no",
+        max_completion_length=4, report_to="none", bf16=False, use_cpu=ON_CPU, save_strategy="no",
         chat_template_kwargs={"enable_thinking": False},
     )  # fmt: skip
     rewards = lambda completions, **kwargs: [0.0] * len(completions)  # noqa: E731
@@ -97,7 +98,7 @@ def test_reward_functions_get_a_correction_in_the_shape_of_the_completion(random
 
     args = config(
         output_dir=str(tmp_path), per_device_train_batch_size=8, num_generations=4, max_steps=1, logging_steps=1,
-        max_completion_length=8, report_to="none", bf16=False, use_cpu=True, save_strategy="no",
+        max_completion_length=8, report_to="none", bf16=False, use_cpu=ON_CPU, save_strategy="no",
     )  # fmt: skip
     trainer = trainer_type(random_model, brevity, args=args, train_dataset=data, processing_class=words)
     rows = [words("3 so 7 7 <eos>")["input_ids"] for _ in range(8)]

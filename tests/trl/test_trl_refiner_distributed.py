@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from devices import SEVERAL_PROCESSES
 
 CASES = (
     "all",
@@ -29,7 +30,7 @@ def results(random_model, tmp_path_factory):
     for command in ([sys.executable], launch):
         done = subprocess.run(
             [*command, script, random_model, str(folder), *CASES],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            env=os.environ | SEVERAL_PROCESSES | {"OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
             timeout=300,

@@ -139,7 +139,7 @@ def test_the_hosts_own_loss_is_the_same_beside_the_term(speaking_model, tmp_path
     refinement = Refinement(FunctionRefiner(edit), WEIGHT, accept=ANY)
     trainer, together, batches = run(speaking_model, tmp_path, refinement=refinement, **settings)
     expected = expected_gradient(trainer, batches, divisors("rloo" if kind == "rloo" else "dapo", batches, 1), edit)
-    assert_close(together[0], {name: alone[0][name] + WEIGHT * value for name, value in expected.items()})
+    assert_close(together[0], {name: alone[0][name].cpu() + WEIGHT * value for name, value in expected.items()})
 
 
 def test_tokens_of_truncated_completions_count_though_the_host_masks_them(speaking_model, tmp_path):

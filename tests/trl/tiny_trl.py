@@ -1,6 +1,7 @@
 """Small real TRL trainers for the tests."""
 
 import torch
+from devices import ON_CPU
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
@@ -26,7 +27,7 @@ def build_trainer(
         "save_strategy": "no",
         "report_to": "none",
         "bf16": False,
-        "use_cpu": True,
+        "use_cpu": ON_CPU,
         "disable_tqdm": True,
         "seed": seed,
     } | settings
