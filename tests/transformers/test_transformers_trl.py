@@ -119,7 +119,8 @@ def test_the_unguarded_run_breaks_the_limit_and_the_guarded_one_holds_it(model, 
         callback.detach()
         assert not {"compute_loss", "log", "_save_checkpoint"} & set(vars(trainer))
     assert found["plain"] > 1.5 * limit
-    assert found["guarded"] < 1.2 * limit  # the mean of five steps of a loop that swings about its limit
+    # The mean of five steps of a loop that swings about its limit, from a seed that was chosen on the CPU.
+    assert found["guarded"] < (limit if ON_CPU else 1.2 * limit)
 
 
 @pytest.mark.parametrize("kind", KINDS)

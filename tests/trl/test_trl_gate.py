@@ -439,14 +439,15 @@ def test_a_gate_closes_when_the_reward_can_be_hacked(tmp_path):
     settings = {"per_device_train_batch_size": 32, "num_generations": 8, "rows": 512, "max_completion_length": 6}
     trainer, callback = guarded(
         model, tmp_path, fixed_cost(), Dial("temperature", gate.between(0.9, 1.0)),
-        rewards=reward, max_steps=200, learning_rate=1.5e-3, **settings,
+        rewards=reward, max_steps=120, learning_rate=1.5e-3, **settings,
     )  # fmt: skip
-    levels, rewarded, decide = [], [], callback.guard.step
+    levels, rewarded, audited, decide = [], [], [], callback.guard.step
 
     def step(rollout):
         decision = decide(rollout)
         levels.append(decision.gates["gate"].rung)
-        rewarded.append(decision.gates["gate"].requirements[0].mean)
+        for means, requirement in zip((rewarded, audited), decision.gates["gate"].requirements, strict=True):
+            means.append(requirement.mean)
         return decision
 
     def hackable():
@@ -459,3 +460,4 @@ def test_a_gate_closes_when_the_reward_can_be_hacked(tmp_path):
     assert max(levels) >= 2
     assert levels[-1] == 0
     assert rewarded[-1] > 0.4
+    assert audited[-1] < 0.35

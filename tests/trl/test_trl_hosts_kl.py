@@ -37,18 +37,19 @@ def test_a_target_is_held_where_a_fixed_beta_drifts_away(speaking_model, tmp_pat
         "rows": 512,
         "beta": 0.1,
         "learning_rate": 5e-4,
+        "max_steps": 120,
     }
-    fixed = build_trainer(speaking_model, tmp_path, max_steps=50, **settings)
+    fixed = build_trainer(speaking_model, tmp_path, **settings)
     fixed.train()
     # β may change by about 2% per step, slower than the policy moves, or the two would chase each other.
     scheduler = AdaptiveKL(0.5, batch_size=32, horizon=320)
     constraint = on_kl(scheduler, limit=target, sense="==")
-    trainer, _ = guarded(speaking_model, tmp_path, constraint, max_steps=120, **settings)
+    trainer, _ = guarded(speaking_model, tmp_path, constraint, **settings)
     trainer.train()
-    drifted, held = logged(fixed, "kl")[-20:], logged(trainer, "kl")[-60:]
-    assert sum(drifted) / 20 > 2 * target
-    # The mean of 60 steps of a loop that still swings by about a half around its target, with a period of about 60.
-    assert sum(held) / 60 == pytest.approx(target, rel=1 / 3)
+    # Means of 60 steps: the loop still swings by about a half around its target, with a period of about 60.
+    drifted, held = (sum(logged(host, "kl")[-60:]) / 60 for host in (fixed, trainer))
+    assert drifted > 3 * target
+    assert held == pytest.approx(target, rel=1 / 3)
     betas = logged(trainer, "guardrails/divergence/multiplier")
     assert min(betas) < 0.45  # it came down from 0.5, and up again from there
     assert betas[-1] > min(betas)
