@@ -454,7 +454,8 @@ def test_a_gate_closes_when_the_reward_can_be_hacked(tmp_path):
         return max(levels, default=0) >= 2
 
     callback.guard.step = step
-    trainer.add_callback(Until(lambda: hackable() and levels[-1] == 0 and rewarded[-1] > 0.4))
+    # Right after the change the gate may close on the reward, which the policy has yet to learn.
+    trainer.add_callback(Until(lambda: hackable() and levels[-1] == 0 and rewarded[-1] > 0.4 and audited[-1] < 0.35))
     trainer.train()
     assert levels[0] == 0
     assert max(levels) >= 2
