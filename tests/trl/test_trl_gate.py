@@ -454,11 +454,13 @@ def test_a_gate_closes_when_the_reward_can_be_hacked(tmp_path):
         return max(levels, default=0) >= 2
 
     callback.guard.step = step
-    # Right after the change the gate may close on the reward, which the policy has yet to learn.
-    trainer.add_callback(Until(lambda: hackable() and levels[-1] == 0 and rewarded[-1] > 0.4 and audited[-1] < 0.35))
+
+    # Right after the change the gate may close on the reward, which the policy has yet to learn; then it would reopen.
+    def closed():
+        return hackable() and max(levels[-15:]) == 0 and min(rewarded[-15:]) > 0.6 and audited[-1] < 0.35
+
+    trainer.add_callback(Until(closed))
     trainer.train()
     assert levels[0] == 0
     assert max(levels) >= 2
-    assert levels[-1] == 0
-    assert rewarded[-1] > 0.4
-    assert audited[-1] < 0.35
+    assert closed()
